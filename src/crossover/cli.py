@@ -1,0 +1,216 @@
+"""The command line: parses, resolves the recipe, imports late, calls.
+
+Nothing heavy is imported at the top, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crossover.errors import CrossoverError
+
+app = typer.Typer(
+    help="Train the best language model that a limited text allows.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="A recipe file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings that come last: dotted.key=value ...", show_default=False)
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Let the recipe's `imports` run their code.")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, or a model folder.", show_default=False)]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake prints one message and exits with 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        # SIGTERM unwinds like Ctrl-C, so that the folder says `interrupted` and its lock is given back.
+        signal.signal(signal.SIGTERM, _terminate)
+        app(standalone_mode=False)
+    except CrossoverError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
+    except typer.Exit as error:
+        raise SystemExit(error.exit_code) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader of a pipe has left; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            _fail(error.format_message())  # type: ignore[attr-defined]
+        raise
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
+
+
+def _prepare(recipe: Any, notify: Callable[[str], None]) -> Any:
+    from crossover.data.prepare import prepare
+
+    # One text for all seeds of a comparison: seeds vary the training, not the text.
+    return prepare(recipe.data, seed=0, notify=notify)
+
+
+@app.command("prepare")
+def prepare_command(recipe: RecipePath, overrides: Overrides = None, trust: Trust = False) -> None:
+    """Turn a recipe's text into tokens, and say what there is."""
+    from crossover.recipe import load
+
+    text = _prepare(load(recipe, overrides or [], trust=trust), _say)
+    facts = text.manifest
+    _say(f"prepared text: {text.folder}")
+    _say(f"  {text.unique_tokens:,} unique training tokens, {facts['bytes_per_token']:.3f} bytes per token")
+    _say(f"  dev {len(text.documents('dev')):,} documents, test {len(text.documents('test')):,} documents")
+    _say(f"  data hash {text.data_hash[:16]}, tokenizer {text.tokenizer.hash}")
+
+
+@app.command("train")
+def train_command(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="The run's folder; runs/<name> by default.")] = None,
+    trust: Trust = False,
+) -> None:
+    """Train one run; the same command after an interruption goes on where it stopped."""
+    from crossover.evidence.run import RunFolder, read_status
+    from crossover.recipe import load, to_tree
+
+    resolved = load(recipe, overrides or [], trust=trust)
+    folder = run_dir or Path("runs") / resolved.name
+    with RunFolder(folder).create(to_tree(resolved)) as recorder:
+        if (folder / "scores" / "summary.json").exists():
+            _say(f"{folder}: this run is finished; use another --run-dir or name= to train again")
+            return
+        text = _prepare(resolved, _say)
+        # Not before the text is known to be good: importing torch takes seconds.
+        from crossover.training.train import train
+
+        train(resolved, text, folder, recorder, _recorded(folder))
+    _say(f"{folder}: {read_status(folder)['state']}; scores in {folder / 'scores'}, the model in {folder / 'model'}")
+
+
+def _recorded(folder: Path) -> Any:
+    import json
+
+    from crossover.errors import RunError
+
+    path = folder / "manifest.json"
+    try:
+        return json.loads(path.read_text("utf-8")) if path.exists() else None
+    except ValueError:
+        raise RunError(f"{path}: is not readable; delete the folder to start the run anew") from None
+
+
+def _model_folder(path: Path) -> Path:
+    from crossover.errors import RunError
+
+    for folder in (path / "model", path):
+        if (folder / "config.json").exists():
+            return folder
+    raise RunError(f"{path}: holds no finished model; `crossover train` leaves one in <run>/model")
+
+
+@app.command("eval")
+def eval_command(
+    run: RunPath,
+    text: Annotated[str, typer.Option(help="Text to score: a file, a folder, or `test`/`dev` of the run.")] = "test",
+    procedure: Annotated[str, typer.Option(help="ar, l2r, nelbo, nelbo(16), or all that the model has.")] = "all",
+    windows: Annotated[int, typer.Option(help="Windows to score.", min=2)] = 256,
+    draws: Annotated[int, typer.Option(help="Mask draws per window (nelbo).", min=1)] = 32,
+    positions: Annotated[int, typer.Option(help="Positions per window (l2r).", min=1)] = 16,
+) -> None:
+    """Score a model on held-out or other text, under declared procedures."""
+    from crossover.evidence.run import read_run
+
+    folder = _model_folder(run)
+    source = text
+    if text in ("dev", "test"):
+        source = read_run(run).recipe if (run / "recipe.yaml").exists() else None
+    from crossover.scoring.command import score_folder
+
+    for line in score_folder(
+        folder, source, split=text, procedure=procedure, windows=windows, draws=draws, positions=positions
+    ):
+        _say(line)
+
+
+@app.command("sample")
+def sample_command(
+    run: RunPath,
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
+    tokens: Annotated[int, typer.Option(help="Tokens to draw.", min=1)] = 64,
+    mode: Annotated[str, typer.Option(help="ar or masked; by default the model's best mode.")] = "best",
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+) -> None:
+    """Write text with a trained model."""
+    from crossover.sampling.command import sample_folder
+
+    folder = _model_folder(run)
+    drawn, note = sample_folder(folder, prompt, tokens, mode=mode, temperature=temperature, seed=seed)
+    _say(prompt + drawn)
+    print(note, file=sys.stderr)
+
+
+@app.command("study")
+def study_command(
+    study: Annotated[Path, typer.Argument(help="A study file (YAML).", show_default=False)],
+    overrides: Overrides = None,
+    folder: Annotated[Path | None, typer.Option(help="The study's folder; runs/<name> by default.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at the same time; the study file's by default.", min=1)] = None,
+    trust: Trust = False,
+) -> None:
+    """Train matched arms, prove that they are matched, and report where the curves cross."""
+    from crossover.evidence.report import write_report
+    from crossover.evidence.study import run_study
+
+    result = run_study(study, overrides or [], folder=folder, jobs=jobs, trust=trust, notify=_say)
+    page = write_report(result.folder)
+    _say((result.folder / "report.md").read_text("utf-8").split("\n## ")[0].strip())
+    _say(f"report: {page}")
+    if result.failed:
+        _fail(f"{len(result.failed)} run(s) failed: {', '.join(result.failed)}; the same command tries them again")
+
+
+@app.command("report")
+def report_command(run: Annotated[Path, typer.Argument(help="A run or study folder.", show_default=False)]) -> None:
+    """Write the report of a run or study, finished or not."""
+    from crossover.evidence.report import write_report
+
+    _say(f"report: {write_report(run)}")
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Say what this machine can do and what would be chosen here."""
+    from crossover.training.doctor import examine
+
+    for line in examine():
+        _say(line)

@@ -1,0 +1,1 @@
+"""Numbers in, decisions out; never imports torch."""

@@ -1,0 +1,1 @@
+"""Readings turned into a mix; pure functions of what they are given."""

@@ -1,0 +1,134 @@
+"""Controllers that follow a plan written beforehand: the baselines of every comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from crossover.records import Decision, Mix, Progress, Reading
+from crossover.registry import MixField, register
+
+State = Mapping[str, Any]
+
+
+class Controller(Protocol):
+    """Readings in, a decision out: pure, without torch and without a clock."""
+
+    @property
+    def uses_control_text(self) -> bool:
+        """Whether it needs held-out control text; every other arm trains on that text."""
+        ...
+
+    def objectives(self) -> tuple[str, ...]:
+        """Name every objective that a decision may ask for."""
+        ...
+
+    def decide(self, state: State, readings: Mapping[str, Reading], progress: Progress) -> tuple[State, Decision]:
+        """Decide the mix.
+
+        Args:
+            state: What the controller remembers, JSON values only; empty at the start.
+            readings: Signals by name.
+            progress: Where the run stands.
+
+        Returns:
+            The new state and the decision.
+        """
+        ...
+
+
+@register("controller", "constant")
+@dataclass(frozen=True)
+class Constant:
+    """One mix from start to end.
+
+    Args:
+        mix: The mix.
+    """
+
+    mix: MixField
+    uses_control_text = False
+
+    def objectives(self) -> tuple[str, ...]:
+        """Name every objective that a decision may ask for."""
+        return tuple(name for name, _ in self.mix.shares)
+
+    def decide(self, state: State, readings: Mapping[str, Reading], progress: Progress) -> tuple[State, Decision]:
+        """Keep the mix."""
+        return state, Decision(self.mix, f"the recipe asks for {self.mix.describe()} throughout")
+
+
+@register("controller", "switch")
+@dataclass(frozen=True)
+class Switch:
+    """One mix up to an epoch, another after it.
+
+    Args:
+        at_epochs: Times that the text has been seen when the mix changes.
+        before: The mix up to there.
+        after: The mix from there on.
+    """
+
+    at_epochs: float
+    before: MixField
+    after: MixField
+    uses_control_text = False
+
+    def __post_init__(self) -> None:
+        if self.at_epochs <= 0:
+            raise ValueError(f"at_epochs must be above 0, not {self.at_epochs}; for one mix use constant")
+
+    def objectives(self) -> tuple[str, ...]:
+        """Name every objective that a decision may ask for."""
+        return _names(self.before, self.after)
+
+    def decide(self, state: State, readings: Mapping[str, Reading], progress: Progress) -> tuple[State, Decision]:
+        """Change the mix once the text has been seen often enough."""
+        seen = f"the text has been seen {progress.epochs:.2f} times"
+        if progress.epochs < self.at_epochs:
+            return state, Decision(self.before, f"{seen}; {self.before.describe()} until {self.at_epochs:g} epochs")
+        return state, Decision(self.after, f"{seen}, the recipe's {self.at_epochs:g}: shifting to {self.after.describe()}")
+
+
+@register("controller", "ramp")
+@dataclass(frozen=True)
+class Ramp:
+    """One mix, then shares that move linearly, then another mix.
+
+    Args:
+        from_epochs: Where the shares begin to move.
+        to_epochs: Where they arrive.
+        before: The mix up to the ramp.
+        after: The mix after it.
+    """
+
+    from_epochs: float
+    to_epochs: float
+    before: MixField
+    after: MixField
+    uses_control_text = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.from_epochs < self.to_epochs:
+            raise ValueError(f"0 <= from_epochs < to_epochs must hold, not {self.from_epochs}, {self.to_epochs}")
+
+    def objectives(self) -> tuple[str, ...]:
+        """Name every objective that a decision may ask for."""
+        return _names(self.before, self.after)
+
+    def decide(self, state: State, readings: Mapping[str, Reading], progress: Progress) -> tuple[State, Decision]:
+        """Move the shares in proportion to the way through the ramp."""
+        way = (progress.epochs - self.from_epochs) / (self.to_epochs - self.from_epochs)
+        mix = self.before.blend(self.after, min(1.0, max(0.0, way)))
+        if way <= 0:
+            phase = f"before the ramp at {self.from_epochs:g} epochs"
+        elif way < 1:
+            phase = f"{100 * way:.0f}% through the ramp of {self.from_epochs:g} to {self.to_epochs:g} epochs"
+        else:
+            phase = f"after the ramp, which ended at {self.to_epochs:g} epochs"
+        return state, Decision(mix, f"the text has been seen {progress.epochs:.2f} times, {phase}: {mix.describe()}")
+
+
+def _names(*mixes: Mix) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for mix in mixes for name, _ in mix.shares))

@@ -1,0 +1,1 @@
+"""Streams of numbers turned into readings."""

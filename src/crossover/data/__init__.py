@@ -1,0 +1,1 @@
+"""Text to shards and a manifest, and from shards to the batch of a step and slice."""

@@ -1,0 +1,315 @@
+"""Tokenizers: how text becomes ids, which ids are special, and exactly how many bytes of text each id stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from crossover.data.files import as_json, write_durably
+from crossover.data.piece_bytes import byte_symbols, bytes_problem, decoded_bytes
+from crossover.errors import DataError
+from crossover.recipe import Positive
+from crossover.records import Vocabulary
+from crossover.registry import register
+
+# Shape suffix: V vocabulary, special pieces and padding included.
+
+_BOS, _EOS, _MASK = "<|bos|>", "<|eos|>", "<|mask|>"
+_BOS_NAMES = (_BOS, "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<|begin▁of▁sentence|>")
+_EOS_NAMES = (_EOS, "</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>", "<|end▁of▁sentence|>")
+_FACTS = "crossover_tokenizer.json"
+# Embedding rows in multiples of this keep matrix shapes friendly to hardware.
+_ROWS = 64
+
+
+class TokenizerRecipe(Protocol):
+    """What every tokenizer component does."""
+
+    def fit(self, texts: Iterable[str]) -> Tokenizer:
+        """Train on texts; a tokenizer that needs no training ignores them."""
+        ...
+
+    def signature(self) -> dict[str, Any]:
+        """Identify, without training, what decides the outcome beside the texts."""
+        ...
+
+
+@register("tokenizer", "bpe")
+@dataclass(frozen=True)
+class Bpe:
+    """Byte-level BPE, trained on the training text; loses nothing, whatever the text.
+
+    Args:
+        vocabulary: Text pieces, at least 256; special pieces come on top. Small text may yield fewer.
+    """
+
+    vocabulary: Positive = 4096
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 256:
+            raise ValueError(f"a byte-level vocabulary holds at least the 256 bytes, not {self.vocabulary}")
+
+    def fit(self, texts: Iterable[str]) -> Tokenizer:
+        """Train on texts, deterministically."""
+        engine = _byte_level_engine(models.BPE(), split_words=True)
+        # A pair that occurs once is no regularity; merging it would only memorise a text.
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocabulary,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            min_frequency=2,
+            show_progress=False,
+        )
+        engine.train_from_iterator(texts, trainer)
+        return Tokenizer.with_specials(engine)
+
+    def signature(self) -> dict[str, Any]:
+        """Identify the trainer's settings."""
+        return {"tokenizer": "bpe", "vocabulary": self.vocabulary}
+
+
+@register("tokenizer", "bytes")
+@dataclass(frozen=True)
+class Bytes:
+    """Raw bytes: id b is byte b; nothing is trained."""
+
+    def fit(self, texts: Iterable[str]) -> Tokenizer:
+        """Return the byte tokenizer; the texts are not read."""
+        vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+        return Tokenizer.with_specials(_byte_level_engine(models.BPE(vocab=vocabulary, merges=[]), split_words=False))
+
+    def signature(self) -> dict[str, Any]:
+        """Identify the byte tokenizer."""
+        return {"tokenizer": "bytes"}
+
+
+@register("tokenizer", "file")
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer that exists already.
+
+    Args:
+        path: A Hugging Face tokenizer.json, or a folder that holds one.
+    """
+
+    path: str
+
+    def fit(self, texts: Iterable[str]) -> Tokenizer:
+        """Read the tokenizer; the texts are not read.
+
+        Raises:
+            DataError: The file is missing or is no tokenizer.
+        """
+        path, content = self._read()
+        if (path.parent / _FACTS).is_file():
+            return Tokenizer.load(path.parent)
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, byte {error.start}: is not UTF-8, so it is no tokenizer.json") from None
+        return Tokenizer.with_specials(_engine(text, path))
+
+    def signature(self) -> dict[str, Any]:
+        """Identify the tokenizer by the hash of its file."""
+        return {"tokenizer": "file", "sha256": hashlib.sha256(self._read()[1]).hexdigest()}
+
+    def _read(self) -> tuple[Path, bytes]:
+        path = Path(self.path).expanduser()
+        path = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            return path, path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{path}: cannot be read: {reason}; data.tokenizer takes a tokenizer.json") from None
+
+
+class Tokenizer:
+    """A tokenizer in use: ids out of text and back.
+
+    Ids are text pieces first, then what is special; the mask is the last id, so that a model's head can stop before
+    it. The embedding is padded above that to a multiple of 64 rows.
+
+    Args:
+        json_text: A Hugging Face tokenizer.json that declares the three special pieces.
+        bos: The piece that begins every window.
+        eos: The piece that ends every document.
+        mask: The piece that hides a token.
+
+    Raises:
+        DataError: The JSON is no tokenizer, or does not declare the special pieces as it must.
+    """
+
+    def __init__(self, json_text: str, *, bos: str = _BOS, eos: str = _EOS, mask: str = _MASK) -> None:
+        self._json = json_text
+        self._engine = _engine(json_text, "tokenizer.json")
+        # Text that happens to spell a special piece is text.
+        self._engine.encode_special_tokens = True
+        self._names = {"bos": bos, "eos": eos, "mask": mask}
+        known = self._engine.get_vocab(with_added_tokens=True)
+        ids = {name: known.get(piece, -1) for name, piece in self._names.items()}
+        last = max(known.values())
+        if -1 in ids.values() or ids["mask"] != last:
+            raise DataError(f"tokenizer.json: expected {bos}, {eos} and, as the last piece, {mask}; found ids {ids}")
+        self.vocabulary = Vocabulary(
+            size=-(-(last + 1) // _ROWS) * _ROWS,
+            predictable=ids["mask"],
+            bos_id=ids["bos"],
+            eos_id=ids["eos"],
+            mask_id=ids["mask"],
+        )
+        self._special_ids = {
+            number for number, token in self._engine.get_added_tokens_decoder().items() if token.special
+        }
+        # Why bytes per piece cannot be relied on, or None; preparation adds a reason when a text disproves them.
+        self.bytes_problem = bytes_problem(json_text)
+
+    @classmethod
+    def with_specials(cls, engine: tokenizers.Tokenizer) -> Tokenizer:
+        """Declare what special pieces are missing, the mask after all others.
+
+        Args:
+            engine: A Hugging Face tokenizer; its pieces keep their ids.
+
+        Returns:
+            The tokenizer in use; commonly named pieces for BOS and EOS are taken as they are.
+        """
+        known = engine.get_vocab(with_added_tokens=True)
+        bos = next((name for name in _BOS_NAMES if name in known), _BOS)
+        eos = next((name for name in _EOS_NAMES if name in known), _EOS)
+        mask = _MASK
+        while mask in known and known[mask] != max(known.values()):
+            mask = mask.replace("mask", "last_mask")
+        # One at a time: a piece that is declared already keeps its id, and the next must still come after it.
+        for name in (bos, eos, mask):
+            engine.add_special_tokens([AddedToken(name, special=True, normalized=False)])
+        engine.no_truncation()
+        engine.no_padding()
+        return cls(engine.to_str(), bos=bos, eos=eos, mask=mask)
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hexadecimal digits of the sha256 of tokenizer.json."""
+        return hashlib.sha256(self._json.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _byte_counts_V(self) -> NDArray[np.int64]:
+        return decoded_bytes(self._json, self._engine, self.vocabulary.size, self._special_ids)
+
+    @property
+    def token_bytes_V(self) -> NDArray[np.int64]:
+        """UTF-8 bytes of text that each id stands for, exactly; 0 for special pieces and padding.
+
+        Raises:
+            DataError: The tokenizer changes text, so its pieces do not add up to the text's bytes.
+        """
+        if self.bytes_problem is not None:
+            raise DataError(
+                f"this tokenizer has no exact bytes per piece: {self.bytes_problem}; bits per byte need a byte-level "
+                "tokenizer, such as data.tokenizer=bpe(4096)"
+            )
+        return self._byte_counts_V
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Turn text into ids, without special pieces.
+
+        Args:
+            text: Any text; what looks like a special piece in it is text all the same.
+
+        Returns:
+            Ids [tokens].
+        """
+        return np.array(self._engine.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int64]]:
+        """Turn several texts into ids, each as `encode` does."""
+        encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
+        """Turn ids back into text; special pieces and padding are left out.
+
+        Args:
+            ids: Ids; bytes that are not UTF-8 together become the replacement character.
+
+        Returns:
+            The text.
+        """
+        return self._engine.decode([int(number) for number in ids], skip_special_tokens=True)
+
+    def text_bytes(self, ids: NDArray[np.integer]) -> int:
+        """Count the UTF-8 bytes of text that ids stand for (of the decoded text where pieces are not exact)."""
+        if self.bytes_problem is None:
+            return int(self._byte_counts_V[ids].sum())
+        return len(self.decode(ids).encode("utf-8", "surrogatepass"))
+
+    def save(self, folder: Path | str) -> None:
+        """Write a folder that Hugging Face's AutoTokenizer reads, with the same ids.
+
+        Args:
+            folder: Made if it is not there; other files in it are left alone.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        pieces = {
+            "bos_token": self._names["bos"],
+            "eos_token": self._names["eos"],
+            "pad_token": self._names["eos"],
+            "mask_token": self._names["mask"],
+        }
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **pieces}
+        write_durably(folder / "tokenizer.json", self._json.encode())
+        write_durably(folder / "tokenizer_config.json", as_json(config))
+        write_durably(folder / "special_tokens_map.json", as_json(pieces))
+        write_durably(folder / _FACTS, as_json({**self._names, "hash": self.hash}))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Tokenizer:
+        """Read a folder that `save` wrote, or any other folder with a tokenizer.json.
+
+        Raises:
+            DataError: A file is missing, damaged, or was changed after it was saved.
+        """
+        folder = Path(folder)
+        if not (folder / _FACTS).is_file():
+            return TokenizerFile(str(folder / "tokenizer.json")).fit(())
+        try:
+            facts = json.loads((folder / _FACTS).read_text("utf-8"))
+            text = (folder / "tokenizer.json").read_bytes().decode("utf-8")
+            names = {key: str(facts[key]) for key in ("bos", "eos", "mask")}
+            stated = str(facts["hash"])
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder}: is no tokenizer folder of Crossover's: {error!r}") from None
+        tokenizer = cls(text, **names)
+        if tokenizer.hash != stated:
+            raise DataError(
+                f"{folder / 'tokenizer.json'}: hash {tokenizer.hash}, but {stated} was saved; it was changed since. "
+                f"Restore it, or delete {_FACTS} to take it as a tokenizer of its own"
+            )
+        return tokenizer
+
+
+def _byte_level_engine(model: Any, *, split_words: bool) -> tokenizers.Tokenizer:
+    engine = tokenizers.Tokenizer(model)
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(  # pyright: ignore[reportAttributeAccessIssue]
+        add_prefix_space=False, use_regex=split_words
+    )
+    engine.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    return engine
+
+
+def _engine(json_text: str, where: Path | str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(json_text)
+    except Exception as error:  # the library raises plain Exception
+        raise DataError(f"{where}: is no Hugging Face tokenizer.json: {error}") from None

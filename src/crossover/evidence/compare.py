@@ -1,0 +1,293 @@
+"""Which arm is best on the test text, by how much, how sure we are: paired differences and one honest sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossover.errors import RunError
+from crossover.evidence.crossing import Crossing, resample_seeds, sentence
+from crossover.evidence.curves import headline_mode
+from crossover.evidence.run import RunRecord
+from crossover.streams import stream
+from crossover.trees import flatten
+
+# Shape suffixes: K bootstrap draws (row 0 is the sample itself), S seeds, D documents.
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ArmScore:
+    """How good an arm is on the test text, in its headline mode.
+
+    Args:
+        arm: Its name.
+        procedure: The headline mode, chosen on dev.
+        exact: False for a bound.
+        seeds: Seeds that are in the mean.
+        bits_per_byte: Mean over seeds.
+        interval: Its 95% interval (documents and seeds).
+        loss_nats: Mean nats per token.
+        perplexity: exp of `loss_nats`.
+        difference: Bits per byte minus the best arm's, 0 for the best.
+        difference_interval: Its 95% interval, (0, 0) for the best.
+        paired: Whether the difference was taken document by document and seed by seed.
+    """
+
+    arm: str
+    procedure: str
+    exact: bool
+    seeds: tuple[int, ...]
+    bits_per_byte: float
+    interval: Interval
+    loss_nats: float
+    perplexity: float
+    difference: float
+    difference_interval: Interval
+    paired: bool
+
+    @property
+    def apart(self) -> bool:
+        """Whether the arm can be told apart from the best one."""
+        return self.difference > 0 and not self.difference_interval[0] <= 0 <= self.difference_interval[1]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All arms, the best first.
+
+    Args:
+        arms: Scores by rank.
+        documents: Test documents of the best arm.
+        autoregressive: The arm that is plain next-token training, if there is one.
+    """
+
+    arms: tuple[ArmScore, ...]
+    documents: int
+    autoregressive: str | None
+
+
+@dataclass(frozen=True)
+class _Scored:
+    arm: str
+    procedure: str
+    exact: bool
+    seeds: tuple[int, ...]
+    nats_SD: NDArray[np.float64]
+    bytes_D: NDArray[np.float64]
+    tokens: float
+
+
+def compare(runs_by_arm: Mapping[str, Sequence[RunRecord]], *, draws: int = 2000, seed: int = 0) -> Comparison:
+    """Compare arms on the test text, each in its headline mode.
+
+    Args:
+        runs_by_arm: Finished runs of each arm.
+        draws: Bootstrap draws over documents and seeds.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The comparison, the lowest bits per byte first.
+
+    Raises:
+        RunError: No arm has a test score.
+    """
+    scored = [item for arm, runs in runs_by_arm.items() if (item := _read(arm, runs)) is not None]
+    if not scored:
+        raise RunError("no run has been scored on the test text yet; let the runs finish")
+    losses = {item.arm: _resample(item, draws, seed) for item in scored}
+    scored.sort(key=lambda item: losses[item.arm][0])
+    best = scored[0]
+    arms = []
+    for item in scored:
+        loss_K = losses[item.arm]
+        paired = np.array_equal(item.bytes_D, best.bytes_D) and item.seeds == best.seeds
+        gap_K = loss_K - losses[best.arm]
+        nats = float(item.nats_SD.mean(0).sum() / item.tokens)
+        arms.append(
+            ArmScore(
+                item.arm, item.procedure, item.exact, item.seeds, float(loss_K[0]), _interval(loss_K), nats,
+                float(np.exp(nats)), float(gap_K[0]), _interval(gap_K), paired,
+            )
+        )  # fmt: skip
+    plain = [arm for arm, runs in runs_by_arm.items() if runs and is_autoregressive(runs[0].recipe)]
+    named = next((item.arm for item in scored if item.arm in plain), None)
+    return Comparison(tuple(arms), len(best.bytes_D), named)
+
+
+def is_autoregressive(recipe: Mapping[str, Any]) -> bool:
+    """Say whether a resolved recipe is plain next-token training from start to end."""
+    controller = recipe.get("controller")
+    if isinstance(controller, str):
+        return controller.replace(" ", "") == "constant(autoregressive)"
+    if not isinstance(controller, Mapping) or controller.get("name") != "constant":
+        return False
+    mixes = [value for key, value in controller.items() if key != "name"]
+    return mixes in ([{"autoregressive": 1.0}], ["autoregressive"])
+
+
+def _read(arm: str, runs: Sequence[RunRecord]) -> _Scored | None:
+    """Read the test cards of an arm's headline mode, seeds in order; runs without one are left out."""
+    runs = sorted((run for run in runs if run.finished), key=lambda run: run.recipe.get("seed", 0))
+    if not runs:
+        return None
+    procedure, exact = headline_mode(runs)
+    cards = [(run, run.scores[f"test-{procedure}"]) for run in runs if f"test-{procedure}" in run.scores]
+    if not cards:
+        return None
+    sizes = cards[0][1]["document_bytes"]
+    for run, card in cards:
+        if card["document_bytes"] != sizes or None in card["document_nats"]:
+            raise RunError(f"{run.path}: scores/test-{procedure}.json: other documents than the arm's first run has")
+    return _Scored(
+        arm, procedure, exact, tuple(int(run.recipe.get("seed", 0)) for run, _ in cards),
+        np.array([card["document_nats"] for _, card in cards], float), np.array(sizes, float),
+        float(sum(cards[0][1]["document_tokens"])),
+    )  # fmt: skip
+
+
+def _resample(item: _Scored, draws: int, seed: int) -> NDArray[np.float64]:
+    """Give bits per byte of the sample and of each draw; equal shapes get equal draws, which is what pairs them."""
+    documents = len(item.bytes_D)
+    rng = stream(seed, "documents", documents, int(item.bytes_D.sum()))
+    weights_KD = rng.multinomial(documents, np.full(documents, 1 / documents), draws)
+    weights_KD = np.concatenate([np.ones((1, documents)), weights_KD])
+    seeds_KS = resample_seeds(stream(seed, "seeds", *item.seeds), len(item.seeds), draws)
+    loss_KS = (weights_KD @ item.nats_SD.T) / (np.log(2) * (weights_KD @ item.bytes_D))[:, None]
+    return (loss_KS * seeds_KS).sum(1)
+
+
+def _interval(draws_K: NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(draws_K[1:], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def verdict(
+    comparison: Comparison,
+    *,
+    text: str,
+    crossings: Mapping[str, Crossing] | None = None,
+    mismatches: int = 0,
+    missing: int = 0,
+) -> str:
+    """Say who wins, by how much, and how sure that is, claiming no more than was shown.
+
+    Args:
+        comparison: The arms on the test text.
+        text: What was trained on, how often, for how much, such as "200,000 unique tokens of stdlib, 42 epochs".
+        crossings: Best-so-far crossings at matched FLOPs of each arm against the autoregressive one.
+        mismatches: How many keys differ that should not.
+        missing: How many runs of the study are not finished.
+
+    Returns:
+        A few sentences.
+    """
+    parts = []
+    if missing:
+        parts.append(f"Preliminary: {missing} run(s) of the study have not finished.")
+    if mismatches:
+        parts.append(f"Not a matched comparison: {mismatches} thing(s) differ that should not, listed below.")
+    parts.append(_ranking(comparison, text))
+    parts += [
+        _about_crossings(comparison, crossings or {}),
+        _about_certainty(comparison),
+        _advice(comparison, mismatches),
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def mode_text(score: ArmScore) -> str:
+    """Write a mode with its standing, such as `ar, exact` or `nelbo, an upper bound`."""
+    return f"{score.procedure}, {'exact' if score.exact else 'an upper bound'}"
+
+
+def _ranking(comparison: Comparison, text: str) -> str:
+    best, rest = comparison.arms[0], comparison.arms[1:]
+    shown = f"{best.bits_per_byte:.3f} bits per byte on test ({mode_text(best)})"
+    if not rest:
+        return f"On this text ({text}), {best.arm} reaches {shown}; there is no other arm to compare it with."
+    against = ", ".join(
+        f"{score.bits_per_byte:.3f} for {score.arm} ({mode_text(score)}), "
+        f"{score.difference:+.3f} [{score.difference_interval[0]:.3f}, {score.difference_interval[1]:.3f}]"
+        for score in rest
+    )
+    level = [score.arm for score in rest if not score.apart]
+    if not level:
+        return f"On this text ({text}), {best.arm} is best: {shown} against {against}."
+    return (
+        f"On this text ({text}), {best.arm} and {' and '.join(level)} cannot be told apart: "
+        f"{best.arm} has {shown} against {against}."
+    )
+
+
+def _about_crossings(comparison: Comparison, crossings: Mapping[str, Crossing]) -> str:
+    holder = comparison.autoregressive
+    if holder is None or not crossings:
+        return ""
+    told = "; ".join(sentence(crossing, arm, holder) for arm, crossing in crossings.items())
+    return f"On dev, at matched FLOPs: {told}."
+
+
+def _about_certainty(comparison: Comparison) -> str:
+    fewest = min(len(score.seeds) for score in comparison.arms)
+    words = [f"{fewest} seed{'s' if fewest > 1 else ''} per arm, {comparison.documents} test documents"]
+    if fewest == 1:
+        words.append("with one seed the interval covers documents only, and another seed may rank the arms otherwise")
+    elif fewest < 5:
+        words.append(f"{fewest} seeds: the interval covers documents well and seeds poorly")
+    if comparison.documents < 30:
+        words.append("so few documents make the interval itself uncertain")
+    if len(comparison.arms) > 2:
+        words.append(f"intervals hold one pair at a time, not all {len(comparison.arms) - 1} pairs at once")
+    bounds = [score.arm for score in comparison.arms if not score.exact]
+    if bounds:
+        words.append(f"the number of {' and '.join(bounds)} is an upper bound of its loss: it may be better than shown")
+    if any(not score.paired for score in comparison.arms):
+        words.append("some arms have other seeds or documents than the best, so those differences are not paired")
+    return f"{'; '.join(words)}."
+
+
+def _advice(comparison: Comparison, mismatches: int) -> str:
+    plain, best = comparison.autoregressive, comparison.arms[0]
+    if mismatches or plain is None or len(comparison.arms) < 2:
+        return ""
+    level = {score.arm for score in comparison.arms[1:] if not score.apart}
+    if best.arm == plain and not level:
+        unsure = any(not score.exact for score in comparison.arms[1:])
+        hedge = " The other numbers include bounds, so this is not proven." if unsure else ""
+        return f"Stay with {plain}.{hedge}"
+    if best.arm == plain or plain in level:
+        return f"Nothing here shows a gain over {plain}: stay with it, or add seeds and test documents to find out."
+    if level:
+        return f"Leave {plain}; between {best.arm} and {' and '.join(sorted(level))} these runs do not decide."
+    return f"Take {best.arm}."
+
+
+def text_facts(runs: Sequence[RunRecord]) -> str:
+    """Describe what the runs were trained on and for how much, as far as it is recorded."""
+    run = next((item for item in runs if item.manifest and item.ledger), runs[0])
+    parts = []
+    unique, source = run.manifest.get("unique_tokens"), run.manifest.get("data_source")
+    if unique:
+        parts.append(f"{int(unique):,} unique tokens of {source_name(source, run.recipe)}")
+    epochs = [float(item.ledger["epochs"]) for item in runs if item.ledger.get("epochs") is not None]
+    if epochs:
+        low, high = f"{min(epochs):.3g}", f"{max(epochs):.3g}"
+        parts.append(f"{low} epochs" if low == high else f"{low} to {high} epochs")
+    flops = [float(item.ledger["flops"]) for item in runs if item.ledger.get("flops")]
+    if flops:
+        parts.append(f"{max(flops):.1e} FLOPs each")
+    return ", ".join(parts) or "nothing recorded yet"
+
+
+def source_name(source: Any, recipe: Mapping[str, Any]) -> str:
+    """Name a corpus for people: what the manifest says, else what the recipe says."""
+    named = source if source is not None else (recipe.get("data") or {}).get("source")
+    if not isinstance(named, Mapping):
+        return str(named)
+    rest = ", ".join(str(value) for key, value in flatten(named).items() if key in ("path", "paths"))
+    return f"{named.get('name', '?')}({rest})" if rest else str(named.get("name", "?"))

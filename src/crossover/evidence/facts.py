@@ -1,0 +1,192 @@
+"""Every number of a report, as one plain mapping: the page, the Markdown and the JSON are views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from crossover.errors import RunError
+from crossover.evidence.compare import ArmScore, Comparison, compare, is_autoregressive, text_facts, verdict
+from crossover.evidence.crossing import Axis, Crossing, find_crossing, sentence
+from crossover.evidence.display import mix_text
+from crossover.evidence.match import Proof, prove_matched
+from crossover.evidence.plots import ArmCurves
+from crossover.evidence.run import RunRecord
+from crossover.evidence.view import View
+
+VARIANTS: tuple[tuple[Axis, bool, str], ...] = (
+    ("flops", True, "best so far, matched FLOPs (headline)"),
+    ("flops_6nd", True, "best so far, matched FLOPs by 6ND"),
+    ("epochs", False, "same epoch, latest evaluation"),
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the numbers say.
+
+    Args:
+        verdict: The sentence.
+        comparison: Test scores, or None before a run has been scored.
+        proof: Whether the runs are matched, or None where there is nothing to match.
+        facts: Everything, as plain values.
+    """
+
+    verdict: str
+    comparison: Comparison | None
+    proof: Proof | None
+    facts: Mapping[str, Any]
+
+
+def find(view: View, curves: Sequence[ArmCurves]) -> Findings:
+    """Work out everything that a report tells.
+
+    Args:
+        view: The runs.
+        curves: Their curves.
+
+    Returns:
+        The findings.
+    """
+    comparison = _comparison(view)
+    proof = prove_matched(view.runs, vary=view.vary, tunable=view.tunable) if len(view.runs) > 1 else None
+    holder = next((arm for arm, runs in view.arms.items() if runs and is_autoregressive(runs[0].recipe)), None)
+    crossings, rows = _crossings(curves, holder or (curves[0].arm if curves else None))
+    told = _verdict(view, comparison, crossings if holder else {}, proof)
+    scores = {score.arm: score for score in comparison.arms} if comparison else {}
+    facts = {
+        "name": view.name,
+        "verdict": told,
+        "text": text_facts(view.runs) if view.runs else "nothing recorded yet",
+        "runs_planned": view.planned,
+        "runs_finished": sum(run.finished for run in view.runs),
+        "missing": [{"run": run, "why": why} for run, why in view.missing.items()],
+        "arms": [_arm_row(arm, runs, scores.get(arm), view.tuning.get(arm)) for arm, runs in view.arms.items()],
+        "cards": [card for arm, runs in view.arms.items() for run in runs for card in _cards(arm, run)],
+        "crossings": rows,
+        "decisions": [row for arm, runs in view.arms.items() for run in runs for row in _decisions(arm, run)],
+        "ledger": [_ledger(arm, run) for arm, runs in view.arms.items() for run in runs],
+        "proof": _proof_facts(proof),
+        "tuning": dict(view.tuning),
+        "reproduce": list(view.reproduce),
+    }
+    return Findings(told, comparison, proof, facts)
+
+
+def _comparison(view: View) -> Comparison | None:
+    if not any(run.finished and run.scores for run in view.runs):
+        return None
+    try:
+        return compare(view.arms)
+    except RunError:
+        return None
+
+
+def _verdict(view: View, comparison: Comparison | None, crossings: Mapping[str, Crossing], proof: Proof | None) -> str:
+    done = sum(run.finished for run in view.runs)
+    if comparison is None:
+        return f"No verdict yet: {done} of {view.planned} run(s) have finished and been scored."
+    mismatches = len(proof.mismatches) if proof else 0
+    told = verdict(
+        comparison,
+        text=text_facts([run for run in view.runs if run.finished]),
+        crossings=crossings,
+        mismatches=mismatches,
+        missing=len(view.missing),
+    )
+    absent = [arm for arm in view.arms if arm not in {score.arm for score in comparison.arms}]
+    return f"{told} Not scored yet: {', '.join(absent)}." if absent else told
+
+
+def _crossings(curves: Sequence[ArmCurves], holder: str | None) -> tuple[dict[str, Crossing], list[dict[str, Any]]]:
+    """Find where each arm passes the holder: the headline variant by arm, and all variants as rows."""
+    held = next((arm for arm in curves if arm.arm == holder), None)
+    headline: dict[str, Crossing] = {}
+    rows: list[dict[str, Any]] = []
+    for arm in curves:
+        if held is None or arm is held:
+            continue
+        for axis, best_so_far, kind in VARIANTS:
+            row = {"challenger": arm.arm, "holder": held.arm, "kind": kind, "axis": axis, "best_so_far": best_so_far,
+                   "modes": f"{arm.headline} against {held.headline}"}  # fmt: skip
+            try:
+                found = find_crossing(
+                    held.curves[held.headline], arm.curves[arm.headline], axis=axis, best_so_far=best_so_far
+                )
+            except RunError as error:
+                rows.append({**row, "status": "unknown", "sentence": str(error)})
+                continue
+            rows.append({**row, "sentence": sentence(found, arm.arm, held.arm), **asdict(found)})
+            if axis == "flops":
+                headline[arm.arm] = found
+    return headline, rows
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    known = [float(value) for value in values if isinstance(value, int | float)]
+    return float(np.mean(known)) if known else None
+
+
+def _arm_row(arm: str, runs: Sequence[RunRecord], score: ArmScore | None, tuned: Any) -> dict[str, Any]:
+    seconds = [max((row.get("seconds") or 0 for row in run.evals), default=None) for run in runs]
+    tuned = tuned or {}
+    return {
+        "arm": arm,
+        "runs": len(runs),
+        "finished": sum(run.finished for run in runs),
+        "score": asdict(score) if score else None,
+        "epochs": _mean([run.ledger.get("epochs") for run in runs]),
+        "flops": _mean([run.ledger.get("flops") for run in runs]),
+        "evaluation_flops": _mean([run.ledger.get("evaluation_flops") for run in runs]),
+        "parameters": next((run.manifest["parameters"] for run in runs if "parameters" in run.manifest), None),
+        "tuning_trials": len(tuned.get("trials", ())),
+        "tuning_flops": tuned.get("flops", 0.0),
+        "tuned": tuned.get("chosen", {}),
+        "wall_seconds": _mean(seconds),
+    }
+
+
+def _cards(arm: str, run: RunRecord) -> list[dict[str, Any]]:
+    """List every score of a run with its card, but for the per-document numbers (they stay in the run folder)."""
+    lists = ("document_nats", "document_bytes", "document_tokens")
+    cards = []
+    for name, card in run.scores.items():
+        if name != "summary":
+            row = {key: value for key, value in card.items() if key not in lists}
+            split, _, procedure = name.partition("-")
+            row = {"split": split, "procedure": procedure, **row}
+            cards.append({"arm": arm, "seed": run.recipe.get("seed"), **row})
+    return cards
+
+
+def _decisions(arm: str, run: RunRecord) -> list[dict[str, Any]]:
+    return [
+        {
+            "arm": arm,
+            "seed": run.recipe.get("seed"),
+            **{key: row.get(key) for key in ("step", "data_tokens", "epochs", "flops")},
+            "before": mix_text(row.get("before")),
+            "mix": mix_text(row.get("mix")),
+            "reason": row.get("reason", ""),
+        }
+        for row in run.decisions
+    ]
+
+
+def _ledger(arm: str, run: RunRecord) -> dict[str, Any]:
+    return {"arm": arm, "seed": run.recipe.get("seed"), "state": run.status.get("state"), **run.ledger}
+
+
+def _proof_facts(proof: Proof | None) -> dict[str, Any] | None:
+    if proof is None:
+        return None
+    return {
+        "matched": proof.matched,
+        "checked": proof.checked,
+        "runs": proof.runs,
+        "mismatches": [asdict(item) for item in proof.mismatches],
+        "declared": {key: dict(values) for key, values in proof.declared.items()},
+    }

@@ -1,0 +1,211 @@
+"""Proof that runs differ only in what the study varies, or the list of everything else that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crossover.errors import RunError
+from crossover.evidence.run import RunRecord
+from crossover.trees import flatten
+
+FLOPS_WITHIN = 0.005
+MANIFEST_KEYS = ("data_hash", "data_source", "unique_tokens", "tokenizer_hash", "parameters")
+MANIFEST_TREES = ("versions", "choices", "budget")
+# Choices without which "matched" cannot be claimed; whatever else `choices` holds is compared too.
+CHOICES = ("precision", "compile", "threads", "attention")
+MISSING = "(not recorded)"
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One thing that should be equal and is not.
+
+    Args:
+        key: Dotted name, such as "recipe.training.clip_norm" or "manifest.data_hash".
+        values: What each run has, by run name.
+        why: The rule that is broken.
+    """
+
+    key: str
+    values: Mapping[str, Any]
+    why: str = "must be equal in all runs"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was checked and what failed.
+
+    Args:
+        mismatches: Empty when the runs are matched.
+        declared: What may differ and does, by dotted key and then by arm: the varied key and the tunable ones.
+        checked: How many keys were compared.
+        runs: How many runs were compared.
+    """
+
+    mismatches: tuple[Mismatch, ...]
+    declared: Mapping[str, Mapping[str, Any]]
+    checked: int
+    runs: int
+
+    @property
+    def matched(self) -> bool:
+        """Whether nothing but the declared differs."""
+        return not self.mismatches
+
+
+@dataclass(frozen=True)
+class _Facts:
+    name: str
+    arm: tuple[tuple[str, str], ...]
+    seed: Any
+    recipe: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    ledger: Mapping[str, Any]
+    tuning: Mapping[str, Any]
+
+
+def prove_matched(runs: Sequence[RunRecord | Mapping[str, Any]], *, vary: str, tunable: Sequence[str] = ()) -> Proof:
+    """Compare everything that should be equal among the runs of a study.
+
+    Recipes are compared key by key (names apart); every arm must have the same seeds; data, data order (seed by
+    seed), tokenizer, unique tokens, parameters, versions, machine choices, budgets and tuning trials must be equal;
+    what was spent must agree within 0.5% or one step, whichever is more.
+
+    Args:
+        runs: Run records, or mappings with `recipe`, `manifest`, `ledger` and `tuning`.
+        vary: The dotted key that the arms differ in.
+        tunable: Dotted keys that may differ between arms because they were tuned or declared.
+
+    Returns:
+        The proof, with each mismatch.
+
+    Raises:
+        RunError: There are no runs.
+    """
+    if not runs:
+        raise RunError("there is nothing to compare: no run has begun")
+    allowed = (vary, *tunable)
+    facts = [_facts(run, index, allowed) for index, run in enumerate(runs)]
+    flat = [_comparable(item) for item in facts]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if not _covered(key, allowed)]
+    found = [_equal(key, facts, [one.get(key, MISSING) for one in flat]) for key in keys]
+    found += [_same_seeds(facts), _spent(facts), *_orders(facts)]
+    mismatches = tuple(item for item in found if item is not None)
+    return Proof(mismatches, _declared(facts, allowed), len(keys) + 2 + len({item.seed for item in facts}), len(runs))
+
+
+def _covered(key: str, allowed: Sequence[str]) -> bool:
+    bare = key.removeprefix("recipe.")
+    return key.startswith("recipe.") and any(bare == name or bare.startswith(f"{name}.") for name in allowed)
+
+
+def _facts(run: RunRecord | Mapping[str, Any], index: int, allowed: Sequence[str]) -> _Facts:
+    plain = run if isinstance(run, Mapping) else vars(run)
+    recipe = plain["recipe"]
+    varied = {key: repr(value) for key, value in flatten(recipe).items() if _covered(f"recipe.{key}", allowed)}
+    return _Facts(
+        name=str(recipe.get("name") or f"run {index}"),
+        arm=tuple(sorted(varied.items())),
+        seed=recipe.get("seed"),
+        recipe=recipe,
+        manifest=plain.get("manifest") or {},
+        ledger=plain.get("ledger") or {},
+        tuning=plain.get("tuning") or {"trials": 0},
+    )
+
+
+def _comparable(facts: _Facts) -> dict[str, Any]:
+    """Gather under dotted keys what must be equal; what should be recorded and is not stays visible."""
+    recipe = {f"recipe.{key}": value for key, value in flatten(facts.recipe).items() if key not in ("name", "seed")}
+    recorded = {f"manifest.{key}": facts.manifest.get(key, MISSING) for key in MANIFEST_KEYS}
+    for tree in MANIFEST_TREES:
+        under = facts.manifest.get(tree)
+        flat = flatten(under, f"manifest.{tree}.") if isinstance(under, Mapping) and under else {}
+        recorded.update(flat or {f"manifest.{tree}": MISSING})
+    if facts.manifest.get("choices"):
+        for name in CHOICES:
+            if name not in facts.manifest["choices"]:
+                recorded[f"manifest.choices.{name}"] = MISSING
+    # Minutes are converted on each machine; that conversion is compared as what was spent.
+    recorded.pop("manifest.budget.flops", None)
+    return {**recipe, **recorded, "tuning.trials": facts.tuning.get("trials", MISSING)}
+
+
+def _named(facts: Sequence[_Facts], values: Sequence[Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for index, (item, value) in enumerate(zip(facts, values, strict=True)):
+        named[item.name if item.name not in named else f"{item.name} #{index}"] = value
+    return named
+
+
+def _equal(key: str, facts: Sequence[_Facts], values: Sequence[Any]) -> Mismatch | None:
+    manifest = key.startswith("manifest.")
+    if manifest and MISSING in values:
+        return Mismatch(key, _named(facts, values), "must be recorded to be compared")
+    return None if all(value == values[0] for value in values) else Mismatch(key, _named(facts, values))
+
+
+def _same_seeds(facts: Sequence[_Facts]) -> Mismatch | None:
+    by_arm: dict[tuple[tuple[str, str], ...], list[Any]] = {}
+    for item in facts:
+        by_arm.setdefault(item.arm, []).append(item.seed)
+    seeds = [sorted(of_arm, key=str) for of_arm in by_arm.values()]
+    if all(of_arm == seeds[0] for of_arm in seeds):
+        return None
+    return Mismatch(
+        "recipe.seed", _named(facts, [item.seed for item in facts]), "every arm must have the same seeds, each once"
+    )
+
+
+def _orders(facts: Sequence[_Facts]) -> list[Mismatch | None]:
+    found: list[Mismatch | None] = []
+    for seed in dict.fromkeys(item.seed for item in facts):
+        group = [item for item in facts if item.seed == seed]
+        values = [item.manifest.get("data_order", MISSING) for item in group]
+        if MISSING in values or any(value != values[0] for value in values):
+            found.append(
+                Mismatch("manifest.data_order", _named(group, values), f"must be recorded and equal for seed {seed}")
+            )
+    return found
+
+
+def _spent(facts: Sequence[_Facts]) -> Mismatch | None:
+    """Compare what was spent, in the budget's own currency (FLOPs unless the budget counts tokens)."""
+    currency = {str((item.manifest.get("budget") or {}).get("currency")) for item in facts}
+    key = "data_tokens" if currency == {"tokens"} else "flops"
+    values = [float(item.ledger.get(key) or 0) for item in facts]
+    if min(values) <= 0:
+        shown = [value or MISSING for value in values]
+        return Mismatch(f"ledger.{key}", _named(facts, shown), "must be recorded to be compared")
+    step = max(_one_step(item, key) for item in facts)
+    tolerance = max(FLOPS_WITHIN * max(values), step)
+    if max(values) - min(values) <= tolerance:
+        return None
+    why = f"must agree within {tolerance:.3g} (0.5% or one step, whichever is more)"
+    return Mismatch(f"ledger.{key}", _named(facts, values), why)
+
+
+def _one_step(item: _Facts, key: str) -> float:
+    tokens = float((item.recipe.get("training") or {}).get("batch_tokens") or 0)
+    seen = float(item.ledger.get("data_tokens") or 0)
+    # A run of a few steps only would make any difference look like one step.
+    return min(tokens / seen, 0.05) * float(item.ledger[key]) if seen > 0 else 0.0
+
+
+def _declared(facts: Sequence[_Facts], allowed: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """List what may differ and does, by key and by run; differences of machine are told, not forbidden."""
+    table: dict[str, dict[str, Any]] = {}
+    readers: dict[str, Callable[[_Facts], Mapping[str, Any]]] = {
+        "": lambda item: {key: value for key, value in flatten(item.recipe).items()},
+        "machine.": lambda item: flatten(item.manifest.get("machine") or {}),
+    }
+    for prefix, reader in readers.items():
+        flat = [reader(item) for item in facts]
+        for key in dict.fromkeys(key for one in flat for key in one):
+            values = [one.get(key, "-") for one in flat]
+            wanted = prefix == "machine." or _covered(f"recipe.{key}", allowed)
+            if wanted and any(value != values[0] for value in values):
+                table[f"{prefix}{key}"] = _named(facts, values)
+    return table

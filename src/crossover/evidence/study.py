@@ -1,0 +1,264 @@
+"""A study: arms x seeds as processes, taken up where it was killed, told apart only by what it varies."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossover.errors import CrossoverError, RunError
+from crossover.evidence.definition import Study, read_study
+from crossover.evidence.files import dumps, write_text
+from crossover.evidence.overview import Overview
+from crossover.evidence.run import RunRecord, read_run, read_status
+from crossover.evidence.tune import choose, draw_trials, read_chosen, write_chosen
+from crossover.evidence.workers import Job, cores, run_jobs, tail
+from crossover.trees import differences
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """How a study ended.
+
+    Args:
+        folder: The study's folder.
+        finished: Runs that are finished, such as "masked/seed-0".
+        failed: The end of the log of each run that failed.
+        interrupted: Whether a person (or a scheduler) stopped it.
+        report: The report, or None where it could not be written.
+    """
+
+    folder: Path
+    finished: tuple[str, ...]
+    failed: Mapping[str, str]
+    interrupted: bool
+    report: Path | None
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every run is finished, 130 when it was stopped, 1 otherwise."""
+        return 130 if self.interrupted else 1 if self.failed else 0
+
+
+def run_study(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    folder: str | Path | None = None,
+    jobs: int | None = None,
+    trust: bool = False,
+    notify: Notify = print,
+) -> StudyResult:
+    """Run what is missing of a study, and write its report.
+
+    Args:
+        path: The study file.
+        overrides: `study.key=value`, or `key=value` for the recipe of every arm.
+        folder: Where it lives; None means `runs/<study name>`.
+        jobs: Worker processes; None means what the file says.
+        trust: Whether the recipe's `imports` may run, here and in the workers.
+        notify: Where lines for people go.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        RecipeError: The study file or an override cannot be used.
+        RunError: The folder belongs to another study, or the data cannot be prepared.
+    """
+    study = read_study(path, overrides, trust=trust)
+    workers = jobs or study.jobs
+    where = Path(folder) if folder is not None else Path("runs") / study.name
+    threads = take_folder(study, where, max(1, cores() // workers))
+    # For the report's "how to reproduce"; another spelling of the same study is not another study.
+    write_text(where / "started.json", dumps({"study": str(path), "overrides": list(overrides)}) + "\n")
+    runner = _Runner(study, where, workers, threads, trust, notify)
+    ended = runner.tune() and runner.seeds()
+    if not ended:
+        notify(f"Stopped. The same command goes on from here; what is done is kept in {where}.")
+    finished, failed = runner.outcome()
+    return StudyResult(where, finished, failed, not ended, _report(where, notify))
+
+
+def take_folder(study: Study, folder: Path, threads: int) -> int:
+    """Make the folder for a study, or take it up again if it was made for the same one.
+
+    Args:
+        study: The study.
+        folder: Its folder.
+        threads: CPU threads of each run, should the folder be new.
+
+    Returns:
+        CPU threads of each run: what the folder was made with, since they change rounding.
+
+    Raises:
+        RunError: The folder belongs to another study or holds something else.
+    """
+    path = folder / "study.yaml"
+    if path.exists():
+        before = yaml.safe_load(path.read_text("utf-8"))
+        if not isinstance(before, dict) or not isinstance(before.get("threads"), int):
+            raise RunError(f"{path}: is not what a study leaves; restore it, or name another folder")
+        threads = before["threads"]
+        # Through YAML and back, so that tuples and lists do not count as a difference.
+        now = yaml.safe_load(yaml.safe_dump(study.definition(threads)))
+        changed = differences(before, now)
+        if changed:
+            lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
+            raise RunError(
+                f"{folder}: belongs to another study; {len(changed)} setting(s) differ:\n{lines}\n"
+                f"Name another folder (--folder), undo the change, or delete the folder if its runs are not needed"
+            )
+        return threads
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"{folder}: holds files but no study.yaml, so it is no study's folder; name another folder")
+    write_text(path, yaml.safe_dump(study.definition(threads), sort_keys=False, allow_unicode=True))
+    return threads
+
+
+def train_command(recipe: Path, folder: Path, *, trust: bool) -> tuple[str, ...]:
+    """Give the command that trains one run."""
+    trusted = ("--trust",) if trust else ()
+    return (sys.executable, "-m", "crossover", "train", str(recipe), "--run-dir", str(folder), *trusted)
+
+
+def prepare_command(recipe: Path, *, trust: bool) -> tuple[str, ...]:
+    """Give the command that prepares the data of a recipe."""
+    return (sys.executable, "-m", "crossover", "prepare", str(recipe), *(("--trust",) if trust else ()))
+
+
+@dataclass
+class _Runner:
+    study: Study
+    folder: Path
+    workers: int
+    threads: int
+    trust: bool
+    notify: Notify
+
+    def tune(self) -> bool:
+        """Run the trials of every arm and choose; False when stopped."""
+        tune = self.study.tune
+        if tune is None:
+            return True
+        trials = draw_trials(tune)
+        chosen = read_chosen(self.folder)
+        budget = tune.budget or self.study.budget
+        wanted = [arm for arm in self.study.arms if arm not in chosen]
+        plan = {
+            f"tune/{arm}/trial-{index}": self.study.recipe(
+                arm, tune.seed, chosen=settings, budget=budget, threads=self.threads,
+                name=f"{self.study.name}-{arm}-trial-{index}",
+            )
+            for arm in wanted
+            for index, settings in enumerate(trials)
+        }  # fmt: skip
+        if not self._run(plan):
+            return False
+        for arm in wanted:
+            records = [try_read(self.folder / f"tune/{arm}/trial-{index}") for index in range(len(trials))]
+            try:
+                chosen[arm] = choose(arm, trials, records)
+            except RunError as error:
+                self.notify(str(error))
+                continue
+            write_chosen(self.folder, chosen)
+            self.notify(_chosen_line(arm, chosen[arm]))
+        return True
+
+    def seeds(self) -> bool:
+        """Run every arm with every seed; False when stopped."""
+        return self._run(self.plan())
+
+    def plan(self) -> dict[str, dict[str, Any]]:
+        """Resolve the recipe of every run whose settings are known (an arm that could not be tuned has none)."""
+        chosen = read_chosen(self.folder)
+        arms = [arm for arm in self.study.arms if self.study.tune is None or arm in chosen]
+        return {
+            f"{arm}/seed-{seed}": self.study.recipe(
+                arm, seed, chosen=chosen.get(arm, {}).get("chosen", {}), budget=self.study.budget,
+                threads=self.threads, name=f"{self.study.name}-{arm}-seed-{seed}",
+            )
+            for arm in arms
+            for seed in self.study.seeds
+        }  # fmt: skip
+
+    def _run(self, plan: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Run the runs of a plan that are not finished; False when stopped."""
+        todo = {}
+        for name, recipe in plan.items():
+            if read_status(self.folder / name)["state"] != "finished":
+                todo[name] = self._write_recipe(name, recipe)
+        if not todo:
+            return True
+        trust = self.trust and bool(self.study.base.get("imports"))
+        if not self._prepare({name: plan[name] for name in todo}, todo, trust):
+            return False
+        jobs = [
+            Job(name, train_command(recipe, self.folder / name, trust=trust), self.folder / name, self._log(name))
+            for name, recipe in todo.items()
+        ]
+        with Overview(self.folder, list(plan), self.notify) as overview:
+            fleet = run_jobs(
+                jobs, workers=self.workers, threads=self.threads, watch=overview.watch, ended=overview.ended
+            )
+        return not fleet.interrupted
+
+    def _prepare(self, plan: Mapping[str, Mapping[str, Any]], recipes: Mapping[str, Path], trust: bool) -> bool:
+        """Prepare each distinct text once, before workers could race for it."""
+        texts = {json.dumps(recipe.get("data"), sort_keys=True, default=str): name for name, recipe in plan.items()}
+        for index, name in enumerate(texts.values()):
+            log = self.folder / "logs" / f"prepare-{index}.txt"
+            job = Job("prepare", prepare_command(recipes[name], trust=trust), self.folder, log)
+            fleet = run_jobs([job], workers=1, threads=cores())
+            if fleet.interrupted:
+                return False
+            if fleet.ended.get("prepare") != 0:
+                raise RunError(f"the data cannot be prepared; the end of {log}:\n{tail(log)}")
+        return True
+
+    def _write_recipe(self, name: str, recipe: Mapping[str, Any]) -> Path:
+        path = self.folder / "recipes" / f"{name.replace('/', '-')}.yaml"
+        write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+        return path
+
+    def _log(self, name: str) -> Path:
+        return self.folder / "logs" / f"{name.replace('/', '-')}.txt"
+
+    def outcome(self) -> tuple[tuple[str, ...], dict[str, str]]:
+        """List the runs that are finished, and the end of the log of those that are not."""
+        names = [f"{arm}/seed-{seed}" for arm in self.study.arms for seed in self.study.seeds]
+        finished = tuple(name for name in names if read_status(self.folder / name)["state"] == "finished")
+        return finished, {name: tail(self._log(name)) for name in names if name not in finished}
+
+
+def try_read(folder: Path) -> RunRecord | None:
+    """Read a run folder, or return None where there is no run yet."""
+    return read_run(folder) if (folder / "recipe.yaml").exists() else None
+
+
+def _chosen_line(arm: str, result: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in result["chosen"].items())
+    kind = "exact" if result["exact"] else "a bound"
+    return (
+        f"tuned {arm}: {settings} ({result['bits_per_byte']:.3f} bits per byte on dev by {result['procedure']}, {kind}"
+        f"; {len(result['trials'])} trials, {result['flops']:.2e} FLOPs)"
+    )
+
+
+def _report(folder: Path, notify: Notify) -> Path | None:
+    """Write the report; a report that fails does not take the runs with it."""
+    from crossover.evidence.report import write_report
+
+    try:
+        return write_report(folder)
+    except CrossoverError as error:
+        notify(f"no report yet: {error}")
+        return None

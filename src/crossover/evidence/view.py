@@ -1,0 +1,159 @@
+"""A study folder, or a single run folder, read for its report; what is missing is told, not hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossover.errors import RunError
+from crossover.evidence.curves import curve, headline_mode, procedures_of
+from crossover.evidence.files import read_json
+from crossover.evidence.plots import ArmCurves
+from crossover.evidence.run import RunRecord, read_run
+from crossover.evidence.tune import read_chosen
+
+
+@dataclass(frozen=True)
+class View:
+    """What a report tells of.
+
+    Args:
+        folder: The study's or the run's folder.
+        name: Its name.
+        vary: The key that the arms differ in.
+        tunable: Keys that may differ besides.
+        arms: The runs of each arm that have begun.
+        missing: Runs that are not finished, and why.
+        planned: How many runs there should be.
+        tuning: What tuning chose, by arm.
+        reproduce: Commands that make it again.
+    """
+
+    folder: Path
+    name: str
+    vary: str
+    tunable: tuple[str, ...]
+    arms: Mapping[str, tuple[RunRecord, ...]]
+    missing: Mapping[str, str]
+    planned: int
+    tuning: Mapping[str, Any]
+    reproduce: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """All runs that have begun."""
+        return [run for runs in self.arms.values() for run in runs]
+
+
+def read_view(folder: str | Path) -> View:
+    """Read a study folder or a run folder.
+
+    Args:
+        folder: It.
+
+    Returns:
+        The view.
+
+    Raises:
+        RunError: It is neither, or a file in it is broken.
+    """
+    folder = Path(folder)
+    if (folder / "study.yaml").exists():
+        return _study_view(folder)
+    run = read_run(folder)
+    name = str(run.recipe.get("name", folder.name))
+    return View(
+        folder=folder,
+        name=name,
+        vary="controller",
+        tunable=(),
+        arms={name: (run,)},
+        missing={} if run.finished else {name: _why(run)},
+        planned=1,
+        tuning={},
+        reproduce=("crossover train recipe.yaml --run-dir again",),
+    )
+
+
+def _study_view(folder: Path) -> View:
+    try:
+        definition = yaml.safe_load((folder / "study.yaml").read_text("utf-8"))
+        names, seeds = list(definition["arms"]), list(definition["seeds"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / 'study.yaml'}: is not what a study leaves ({error}); restore it") from None
+    tuning = read_chosen(folder)
+    arms: dict[str, tuple[RunRecord, ...]] = {}
+    missing: dict[str, str] = {}
+    for arm in names:
+        trials = {"trials": len(tuning.get(arm, {}).get("trials", ()))}
+        runs = []
+        for seed in seeds:
+            name = f"{arm}/seed-{seed}"
+            if not (folder / name / "recipe.yaml").exists():
+                missing[name] = "not begun"
+                continue
+            run = replace(read_run(folder / name), tuning=trials)
+            runs.append(run)
+            if not run.finished:
+                missing[name] = _why(run)
+        arms[arm] = tuple(runs)
+    return View(
+        folder=folder,
+        name=str(definition.get("name", folder.name)),
+        vary=str(definition.get("vary", "controller")),
+        tunable=tuple(definition.get("tunable") or ()),
+        arms=arms,
+        missing=missing,
+        planned=len(names) * len(seeds),
+        tuning=tuning,
+        reproduce=_commands(folder),
+    )
+
+
+def _commands(folder: Path) -> tuple[str, ...]:
+    import shlex
+
+    path = folder / "started.json"
+    started = read_json(path) if path.exists() else {}
+    if not started.get("study"):
+        return ("crossover train recipes/<arm>-seed-<n>.yaml --run-dir again/<arm>/seed-<n>   (for each run)",)
+    return (shlex.join(["crossover", "study", started["study"], *started.get("overrides", ())]),)
+
+
+def _why(run: RunRecord) -> str:
+    state, why = run.status.get("state", "?"), run.status.get("why")
+    return f"{state}: {why}" if why else str(state)
+
+
+def arm_curves(view: View) -> list[ArmCurves]:
+    """Read the curves of every arm that has been measured, in the order of the study."""
+    found = []
+    for arm, runs in view.arms.items():
+        measured = [run for run in runs if run.evals]
+        modes = {
+            mode: curves
+            for mode in procedures_of(measured)
+            if (curves := tuple(one for run in measured if (one := curve(arm, run, mode)) is not None))
+        }
+        if modes:
+            try:
+                headline = headline_mode(measured)[0]
+            except RunError:
+                headline = next(iter(modes))
+            if headline not in modes:
+                headline = next(iter(modes))
+            found.append(ArmCurves(arm, headline, modes, tuple(handovers(run) for run in measured)))
+    return found
+
+
+def handovers(run: RunRecord) -> tuple[tuple[float, float], ...]:
+    """Give FLOPs and epochs at which a run's mix changed; the start is no change."""
+    return tuple(
+        (float(row["flops"]), float(row["epochs"]))
+        for row in run.decisions
+        if row.get("before") and row["before"] != row.get("mix") and float(row.get("flops") or 0) > 0
+    )

@@ -1,0 +1,163 @@
+"""Runs as processes: so many at a time, stopped cleanly, one failure no reason to stop the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from crossover.evidence.files import room_on_disk
+
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to start.
+
+    Args:
+        name: What the overview calls it, such as "masked/seed-0".
+        command: Program and arguments.
+        folder: The run folder, which the process makes.
+        log: Its output goes to the end of this file.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+    log: Path
+
+
+@dataclass
+class Fleet:
+    """Which jobs wait, run and have ended; the overview reads it.
+
+    Args:
+        waiting: Jobs not yet started.
+        running: Processes by job name.
+        ended: Exit codes by job name.
+        interrupted: Whether a person (or a scheduler) has stopped it.
+    """
+
+    waiting: list[Job]
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+def cores() -> int:
+    """Count the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Give a worker its share of the cores, so that N workers do not fight over them."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    threads: int,
+    watch: Callable[[Fleet], None] = lambda fleet: None,
+    ended: Callable[[Job, int], None] = lambda job, code: None,
+    poll_seconds: float = 0.2,
+) -> Fleet:
+    """Run jobs as processes, so many at a time.
+
+    Args:
+        jobs: What to run, in this order.
+        workers: How many at a time.
+        threads: CPU threads of each.
+        watch: Called at each poll, to show how it goes.
+        ended: Called when a job has ended, with its exit code.
+        poll_seconds: Time between two looks.
+
+    Returns:
+        The fleet at its end; when it was interrupted, jobs may still be waiting.
+    """
+    fleet, by_name = Fleet(list(jobs)), {job.name: job for job in jobs}
+    with _stoppable(fleet):
+        try:
+            while (fleet.waiting or fleet.running) and not fleet.interrupted:
+                while fleet.waiting and len(fleet.running) < workers:
+                    job = fleet.waiting.pop(0)
+                    fleet.running[job.name] = start(job, environment(threads))
+                for name in [name for name, process in fleet.running.items() if process.poll() is not None]:
+                    fleet.ended[name] = fleet.running.pop(name).returncode
+                    ended(by_name[name], fleet.ended[name])
+                watch(fleet)
+                if fleet.running:
+                    time.sleep(poll_seconds)
+        finally:
+            # Also after an error in here: no run is left behind without its study.
+            _stop_all(fleet)
+    return fleet
+
+
+def start(job: Job, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a job; its output goes to its log, and a terminal's ^C reaches it only through us."""
+    with room_on_disk(job.log):
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(job.log, "ab") as log:
+            return subprocess.Popen(
+                job.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(env),
+                start_new_session=True,
+            )
+
+
+@contextmanager
+def _stoppable(fleet: Fleet) -> Iterator[None]:
+    """Let ^C and a scheduler's SIGTERM set a flag instead of tearing the loop apart."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if fleet.interrupted:
+            for process in fleet.running.values():
+                process.kill()
+        fleet.interrupted = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_all(fleet: Fleet) -> None:
+    """Ask every process to stop as ^C would, and insist only after a minute (or a second ^C)."""
+    for process in fleet.running.values():
+        process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for name, process in list(fleet.running.items()):
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if process.poll() is None:
+            process.kill()
+        fleet.ended[name] = process.wait()
+    fleet.running.clear()
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """Read the last lines of a log."""
+    if not path.exists():
+        return "(no log)"
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 200 * lines))
+        return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])

@@ -1,0 +1,1 @@
+"""The backbone: shapes and counts, attention patterns and their back ends, transformers' models."""

@@ -1,0 +1,232 @@
+"""The backbone: transformers' own causal language model in one thin module that ends in the loss.
+
+Suffixes: B batch, N inputs, R read states, D width, P predictable vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
+
+from crossover.model import attention
+from crossover.model.loss import nll_R, weighted_nll
+from crossover.model.shapes import Shape
+from crossover.records import Pattern, Vocabulary
+from crossover.streams import torch_seed
+
+
+class Backbone(nn.Module):
+    """Body, gather of the read states, head and weighted loss, in one forward.
+
+    Args:
+        inner: A transformers causal language model whose attention is `attention.NAME`.
+        vocabulary: What the tokenizer says; the head computes its predictable ids only.
+        residual_dropout: Dropout at the output projections of attention and MLP.
+    """
+
+    def __init__(self, inner: PreTrainedModel, vocabulary: Vocabulary, residual_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.inner = inner
+        self.vocabulary = vocabulary
+        if residual_dropout > 0:
+            for name, module in inner.named_modules():
+                if name.endswith((".self_attn.o_proj", ".mlp.down_proj")):
+                    module.register_forward_hook(_dropout_hook(residual_dropout))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.inner.device
+
+    def plan(self, pattern: Pattern, inputs: int, documents_BN: Tensor | None = None) -> attention.Plan:
+        """Make a pattern ready for this model.
+
+        Args:
+            pattern: Who sees whom.
+            inputs: Input positions N.
+            documents_BN: Document number of each input, or None.
+
+        Returns:
+            The plan to hand to `states` or `forward`.
+        """
+        dropout = float(getattr(self.inner.config, "attention_dropout", 0.0)) if self.training else 0.0
+        back_end = attention.choose_back_end(self.device, inputs, dropout)
+        if documents_BN is not None:
+            return attention.make_document_plan(pattern, documents_BN, torch.float32, back_end)
+        return attention.make_plan(pattern, inputs, self.device, torch.float32, back_end)
+
+    def states(self, inputs_BN: Tensor, positions_BN: Tensor, plan: attention.Plan) -> Tensor:
+        """Run the body.
+
+        Args:
+            inputs_BN: Token ids.
+            positions_BN: Rotary positions, [1 or B, N].
+            plan: The pattern, made ready.
+
+        Returns:
+            [B, N, D] final states; state i is trained to predict the token after position i.
+        """
+        body: Any = self.inner.model
+        return body(
+            input_ids=inputs_BN, position_ids=positions_BN, attention_mask=None, use_cache=False, plan=plan
+        ).last_hidden_state
+
+    @property
+    def head_PD(self) -> Tensor:
+        """The output embedding's rows of predictable ids."""
+        head: Any = self.inner.get_output_embeddings()
+        return head.weight[: self.vocabulary.predictable]
+
+    def logits(self, states_RD: Tensor) -> Tensor:
+        """Apply the head.
+
+        Args:
+            states_RD: States, [..., D].
+
+        Returns:
+            [..., P] float32 logits of the predictable ids.
+        """
+        return F.linear(states_RD, self.head_PD).float()
+
+    def forward(
+        self,
+        inputs_BN: Tensor,
+        positions_BN: Tensor,
+        plan: attention.Plan,
+        reads_R: Tensor | None,
+        targets_R: Tensor,
+        weights_R: Tensor,
+        data_tokens: float,
+    ) -> Tensor:
+        """Compute a micro-batch's part of the step's loss.
+
+        Args:
+            inputs_BN: Token ids.
+            positions_BN: Rotary positions.
+            plan: The pattern, made ready.
+            reads_R: Flat indices of the states that are read, or None for all of them.
+            targets_R: What each read state should predict.
+            weights_R: Loss weights.
+            data_tokens: Data tokens of the global step.
+
+        Returns:
+            Scalar loss, nats per data token of the step.
+        """
+        states_RD = self._read(self.states(inputs_BN, positions_BN, plan), reads_R)
+        return weighted_nll(states_RD, self.head_PD, targets_R, weights_R, data_tokens)
+
+    def nll(
+        self, inputs_BN: Tensor, positions_BN: Tensor, plan: attention.Plan, reads_R: Tensor | None, targets_R: Tensor
+    ) -> Tensor:
+        """Compute the nats of each read state's target, for scoring.
+
+        Args:
+            inputs_BN: Token ids.
+            positions_BN: Rotary positions.
+            plan: The pattern, made ready.
+            reads_R: Flat indices of the states that are read, or None for all of them.
+            targets_R: Ids to be scored.
+
+        Returns:
+            [R] float32 nats.
+        """
+        return nll_R(self._read(self.states(inputs_BN, positions_BN, plan), reads_R), self.head_PD, targets_R)
+
+    @staticmethod
+    def _read(states_BND: Tensor, reads_R: Tensor | None) -> Tensor:
+        flat = states_BND.flatten(0, 1)
+        return flat if reads_R is None else flat.index_select(0, reads_R)
+
+
+def _dropout_hook(rate: float) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return F.dropout(output, p=rate, training=module.training)
+
+    return hook
+
+
+def make_config(
+    shape: Shape, vocabulary: Vocabulary, *, context: int, rope_theta: float = 10_000.0, attention_dropout: float = 0.0
+) -> Any:
+    """Write a shape as a transformers configuration.
+
+    Args:
+        shape: The backbone's size.
+        vocabulary: Ids of the special tokens.
+        context: Data tokens in a window; positions run from 0 to this.
+        rope_theta: Base of the rotary positions.
+        attention_dropout: Dropout of attention probabilities.
+
+    Returns:
+        A `LlamaConfig` or `Qwen3Config`.
+    """
+    family = {"llama": LlamaConfig, "qwen3": Qwen3Config}[shape.family]
+    return family(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp_width,
+        num_hidden_layers=shape.depth,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_width,
+        max_position_embeddings=context + 1,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=shape.tied,
+        attention_dropout=attention_dropout,
+        bos_token_id=vocabulary.bos_id,
+        eos_token_id=vocabulary.eos_id,
+        pad_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+    )
+
+
+def build(
+    shape: Shape,
+    vocabulary: Vocabulary,
+    *,
+    context: int,
+    seed: int,
+    rope_theta: float = 10_000.0,
+    residual_dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+) -> Backbone:
+    """Build a backbone with fresh weights.
+
+    Args:
+        shape: Its size.
+        vocabulary: What the tokenizer says.
+        context: Data tokens in a window.
+        seed: The recipe's seed; the weights depend on it and on the shape alone.
+        rope_theta: Base of the rotary positions.
+        residual_dropout: Dropout at the two output projections of a layer.
+        attention_dropout: Dropout of attention probabilities.
+
+    Returns:
+        The backbone on the CPU, float32.
+    """
+    config = make_config(
+        shape, vocabulary, context=context, rope_theta=rope_theta, attention_dropout=attention_dropout
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, "init"))
+        return wrap(config, vocabulary, residual_dropout)
+
+
+def wrap(config: Any, vocabulary: Vocabulary, residual_dropout: float = 0.0) -> Backbone:
+    """Build the transformers model of a configuration and wrap it.
+
+    Args:
+        config: A transformers configuration.
+        vocabulary: What the tokenizer says.
+        residual_dropout: Dropout at the two output projections of a layer.
+
+    Returns:
+        The backbone with the weights that torch's present random state gives.
+    """
+    attention.install()
+    inner = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+    return Backbone(inner, vocabulary, residual_dropout)

@@ -1,0 +1,185 @@
+"""Shapes of models: presets, and counts of parameters, memory and FLOPs in closed form (no torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from crossover.errors import RecipeError, nearest
+from crossover.recipe import ModelRecipe
+from crossover.records import Pattern
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything that fixes the size of a dense backbone.
+
+    Args:
+        family: "llama" or "qwen3" (qk-norm).
+        vocabulary: Rows of the embedding.
+        width: Residual width.
+        depth: Decoder layers.
+        heads: Query heads.
+        kv_heads: Key and value heads.
+        head_width: Width of one head.
+        mlp_width: Hidden width of the gated MLP.
+        tied: Whether the head shares the embedding.
+    """
+
+    family: str
+    vocabulary: int
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp_width: int
+    tied: bool
+
+
+# width, depth, heads, kv_heads, head_width, mlp_width, tied. The large ones follow published dense models' proportions.
+PRESETS: dict[str, tuple[int, int, int, int, int, int, bool]] = {
+    "250k": (64, 4, 1, 1, 64, 192, True),
+    "1m": (128, 4, 2, 2, 64, 352, True),
+    "5m": (256, 6, 4, 4, 64, 704, True),
+    "25m": (512, 8, 8, 8, 64, 1408, True),
+    "85m": (768, 12, 12, 12, 64, 2048, True),
+    "300m": (1024, 24, 16, 8, 64, 2816, True),
+    "1b": (2048, 16, 32, 8, 64, 8192, True),
+    "1.7b": (2048, 28, 16, 8, 128, 6144, True),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one sequence asks of the model under one objective.
+
+    Args:
+        inputs: Input positions, all streams and copies counted.
+        reads: States that the head reads (expected number).
+        entries: Live attention entries (query-key pairs that may see each other).
+    """
+
+    inputs: float
+    reads: float
+    entries: float
+
+
+def shape_of(model: ModelRecipe, vocabulary: int) -> Shape:
+    """Fill a recipe's model section from its preset.
+
+    Args:
+        model: The recipe's section.
+        vocabulary: Rows of the embedding.
+
+    Returns:
+        The complete shape.
+
+    Raises:
+        RecipeError: The preset does not exist or the heads do not fit together.
+    """
+    if model.preset not in PRESETS:
+        raise RecipeError(f"model.preset: no preset called '{model.preset}'; {nearest(model.preset, PRESETS)}")
+    width, depth, heads, kv_heads, head_width, mlp_width, tied = PRESETS[model.preset]
+    heads = model.heads or heads
+    shape = Shape(
+        family=model.family,
+        vocabulary=vocabulary,
+        width=model.width or width,
+        depth=model.depth or depth,
+        heads=heads,
+        kv_heads=model.kv_heads or (heads if model.heads else kv_heads),
+        head_width=model.head_width or head_width,
+        mlp_width=model.mlp_width or mlp_width,
+        tied=tied if model.tied is None else model.tied,
+    )
+    if shape.heads % shape.kv_heads:
+        raise RecipeError(f"model.kv_heads: {shape.kv_heads} does not divide model.heads {shape.heads}")
+    if shape.head_width % 2:
+        raise RecipeError(f"model.head_width: {shape.head_width} must be even (rotary positions work on pairs)")
+    return shape
+
+
+def layer_matrix_parameters(shape: Shape) -> int:
+    """Count the weights of one layer that take part in matrix products."""
+    attention = 2 * shape.width * shape.heads * shape.head_width + 2 * shape.width * shape.kv_heads * shape.head_width
+    return attention + 3 * shape.width * shape.mlp_width
+
+
+def parameters(shape: Shape) -> int:
+    """Count all parameters, a tied head once.
+
+    Args:
+        shape: The backbone.
+
+    Returns:
+        The number that `sum(p.numel() for p in model.parameters())` gives.
+    """
+    norms = 2 * shape.width + (2 * shape.head_width if shape.family == "qwen3" else 0)
+    embeddings = shape.vocabulary * shape.width * (1 if shape.tied else 2)
+    return shape.depth * (layer_matrix_parameters(shape) + norms) + shape.width + embeddings
+
+
+def body_parameters(shape: Shape) -> int:
+    """Count the parameters outside the embedding and the head."""
+    return parameters(replace(shape, vocabulary=0))
+
+
+def forward_flops(shape: Shape, work: Workload, *, head_rows: int | None = None) -> float:
+    """Count the useful FLOPs of one forward pass over one sequence.
+
+    A multiply and an add are two FLOPs; matrix products only; attention counts live entries only and the head
+    counts only states that are read.
+
+    Args:
+        shape: The backbone.
+        work: What the objective asks for.
+        head_rows: Vocabulary rows that the head computes, all by default.
+
+    Returns:
+        FLOPs.
+    """
+    layers = 2 * layer_matrix_parameters(shape) * work.inputs
+    attention = 4 * shape.heads * shape.head_width * work.entries
+    head = 2 * shape.width * (shape.vocabulary if head_rows is None else head_rows) * work.reads
+    return shape.depth * (layers + attention) + head
+
+
+def training_flops(shape: Shape, work: Workload, *, head_rows: int | None = None) -> float:
+    """Count the useful FLOPs of forward and backward over one sequence: three times the forward pass."""
+    return 3 * forward_flops(shape, work, head_rows=head_rows)
+
+
+def live_entries(pattern: Pattern, inputs: int) -> int:
+    """Count the query-key pairs of a pattern that may see each other, in closed form.
+
+    Args:
+        pattern: The pattern, without document borders.
+        inputs: Input positions N (both streams).
+
+    Returns:
+        The number of true entries of the N x N mask.
+    """
+    if pattern.kind == "full":
+        return inputs * inputs
+    if pattern.kind == "causal":
+        return inputs * (inputs + 1) // 2
+    block = pattern.block
+    if pattern.kind == "block_causal":
+        return _block_causal_entries(inputs, block)
+    clean = pattern.clean
+    blocks = (inputs - clean) // (block + 1)
+    own = blocks * (block + 1) ** 2
+    prefix = (block + 1) * block * blocks * (blocks - 1) // 2
+    causal = pattern.clean_kind == "causal"
+    return own + prefix + (clean * (clean + 1) // 2 if causal else _block_causal_entries(clean, block))
+
+
+def _block_causal_entries(inputs: int, block: int) -> int:
+    # BOS is a block of its own; a query sees every key up to the end of its block, or of the inputs.
+    rows = (min(inputs, 1 + block * ((position + block - 1) // block)) for position in range(inputs))
+    return sum(rows)
+
+
+def memory_bytes(shape: Shape, *, optimizer_states: int = 2, ema: bool = False) -> int:
+    """Estimate the bytes of weights, gradients, optimizer states and averaged weights in float32."""
+    return 4 * parameters(shape) * (2 + optimizer_states + int(ema))

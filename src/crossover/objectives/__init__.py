@@ -1,0 +1,1 @@
+"""Objectives as batch transforms, noise schedules, and the one weighted loss."""

@@ -1,0 +1,90 @@
+"""The mix of a run: which slice of a step is of which objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from crossover.records import Example, Mix
+
+
+@dataclass(frozen=True)
+class Dealer:
+    """Deals objectives to slices by error diffusion, so that shares are met within one slice at any time.
+
+    Args:
+        debts: What each objective is owed, in slices; positive means that it is behind its share.
+    """
+
+    debts: Mapping[str, float]
+
+    def deal(self, mix: Mix, slices: int) -> tuple[Dealer, tuple[str, ...]]:
+        """Name the objectives of the next slices.
+
+        Args:
+            mix: The shares that hold for them.
+            slices: How many slices.
+
+        Returns:
+            The dealer afterwards, and a name per slice in order.
+        """
+        # An objective that left the mix takes its debt with it.
+        debts = {name: self.debts.get(name, 0.0) for name, _ in mix.shares}
+        dealt = []
+        for _ in range(slices):
+            for name, share in mix.shares:
+                debts[name] += share
+            # Rounding keeps the choice the same whatever the order of additions was.
+            chosen = max(debts, key=lambda name: (round(debts[name], 9), mix.share(name)))
+            debts[chosen] -= 1.0
+            dealt.append(chosen)
+        return Dealer(debts), tuple(dealt)
+
+
+def micro_batches(kinds: Sequence[str], slices_each: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Group a step's slices into micro-batches of one objective.
+
+    Args:
+        kinds: Objective of each slice.
+        slices_each: Largest number of slices in a micro-batch.
+
+    Returns:
+        The objective and the slice indices of each micro-batch; every slice stands in exactly one.
+    """
+    groups: list[tuple[str, tuple[int, ...]]] = []
+    for kind in dict.fromkeys(kinds):
+        mine = [index for index, name in enumerate(kinds) if name == kind]
+        groups += [(kind, tuple(mine[start : start + slices_each])) for start in range(0, len(mine), slices_each)]
+    return groups
+
+
+def join(examples: Sequence[Example]) -> Example:
+    """Lay examples of one objective below one another.
+
+    Args:
+        examples: Alike in pattern and number of inputs.
+
+    Returns:
+        One example; the sum of its weighted losses is the sum of theirs.
+    """
+    first = examples[0]
+    if len(examples) == 1:
+        return first
+    rows = np.cumsum([0] + [example.inputs_BN.size for example in examples[:-1]])
+    reads = [
+        None if example.reads_R is None else example.reads_R + start
+        for example, start in zip(examples, rows, strict=True)
+    ]
+    documents = [example.documents_BN for example in examples if example.documents_BN is not None]
+    return replace(
+        first,
+        inputs_BN=np.concatenate([example.inputs_BN for example in examples]),
+        positions_BN=np.concatenate([example.positions_BN for example in examples]),
+        reads_R=None if first.reads_R is None else np.concatenate([part for part in reads if part is not None]),
+        targets_R=np.concatenate([example.targets_R for example in examples]),
+        weights_R=np.concatenate([example.weights_R for example in examples]),
+        data_tokens=sum(example.data_tokens for example in examples),
+        documents_BN=np.concatenate(documents) if documents else None,
+    )

@@ -1,0 +1,1 @@
+"""Generation, autoregressive and by unmasking."""

@@ -1,0 +1,51 @@
+"""Sampling from a model folder on the command line."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from crossover.errors import RecipeError
+from crossover.hub.adopt import open_model
+from crossover.sampling.autoregressive import AutoregressiveSampler
+from crossover.sampling.diffusion import MaskedSampler
+from crossover.sampling.picking import Picking
+
+
+def sample_folder(
+    folder: Path, prompt: str, n_tokens: int, *, mode: str, temperature: float, seed: int
+) -> tuple[str, str]:
+    """Continue a prompt with the model in a folder.
+
+    Args:
+        folder: A model folder that a run left.
+        prompt: Text to go on from; may be empty.
+        n_tokens: Tokens to draw.
+        mode: "ar", "masked", or "best" for the mode that scored best on dev.
+        temperature: 0 takes the likeliest token.
+        seed: The same seed gives the same text.
+
+    Returns:
+        The drawn text, and a line that says how it was drawn.
+
+    Raises:
+        RecipeError: The model has no such mode, or the text does not fit into its window.
+    """
+    model, tokenizer, facts = open_model(folder)
+    context = int(model.inner.config.max_position_embeddings) - 1
+    modes = {"ar": "ar", "nelbo": "masked", "l2r": "masked"}
+    have = list(dict.fromkeys(modes[name] for name in facts["modes"] if name in modes))
+    wanted = modes.get(str(facts["best_mode"]), "") if mode == "best" else mode
+    if wanted not in have:
+        raise RecipeError(f"{folder}: cannot sample in mode '{wanted or mode}'; this model has: {', '.join(have) or '-'}")
+    ids = tokenizer.encode(prompt).tolist()
+    if len(ids) + n_tokens > context:
+        raise RecipeError(f"the prompt's {len(ids)} tokens and {n_tokens} new ones exceed the window of {context}")
+    picking = Picking(temperature=temperature)
+    sampler = AutoregressiveSampler(picking) if wanted == "ar" else MaskedSampler(context, picking)
+    start = time.perf_counter()
+    drawn = sampler.generate(model, ids, n_tokens, seed)
+    seconds = time.perf_counter() - start
+    passes = min(n_tokens, len(drawn) + 1) if wanted == "ar" else n_tokens
+    note = f"[{wanted}, {len(drawn)} tokens, {passes} forward passes, {len(drawn) / seconds:.0f} tokens/s, seed {seed}]"
+    return tokenizer.decode(drawn), note

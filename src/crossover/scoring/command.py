@@ -1,0 +1,74 @@
+"""Scoring a model folder from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from crossover.data.prepare import prepare
+from crossover.errors import DataError
+from crossover.hub.adopt import open_model
+from crossover.recipe import resolve
+from crossover.registry import component_of
+from crossover.scoring.likelihood import score
+from crossover.scoring.procedures import procedure_of
+from crossover.scoring.windows import cut
+
+
+def score_folder(
+    folder: Path,
+    source: str | Mapping[str, Any] | None,
+    *,
+    split: str,
+    procedure: str,
+    windows: int,
+    draws: int,
+    positions: int,
+) -> Iterator[str]:
+    """Score a model folder.
+
+    Args:
+        folder: A model folder that a run left.
+        source: A text's path, or the run's recipe when its own dev or test text is scored.
+        split: "dev" or "test" of the run, else ignored.
+        procedure: A procedure's name, or "all" that the model has.
+        windows: Windows to score.
+        draws: Mask draws per window for a bound.
+        positions: Positions per window for `l2r`.
+
+    Yields:
+        A line per procedure: the number, its uncertainty, and what it is.
+
+    Raises:
+        DataError: There is no text to score, or it is not the model's own where it should be.
+    """
+    model, tokenizer, facts = open_model(folder)
+    if isinstance(source, Mapping):
+        text = prepare(resolve(source).data, seed=0)
+        if text.tokenizer.hash != tokenizer.hash:
+            raise DataError(f"{folder}: its tokenizer is not the one of its run's text; has the text been changed?")
+        documents, name = [item.tokens for item in text.documents(split)], split  # type: ignore[arg-type]
+    elif source is None:
+        raise DataError(f"{folder}: the run's own text is not known here; give --text a file or folder")
+    else:
+        name = source
+        texts = [document.text for document in component_of("corpus", source).documents(1_000_000)]
+        documents = [_with_end(tokenizer, item) for item in texts]
+    context = int(model.inner.config.max_position_embeddings) - 1
+    held_out = cut(documents, tokenizer.token_bytes_V, context, windows, name)
+    modes = facts["modes"] if procedure == "all" else [procedure]
+    for mode in modes:
+        card = score(model, held_out, procedure_of(mode, draws=draws, positions=positions))
+        kind = "exact" if card.exact else "bound"
+        yield (
+            f"{mode} ({kind}): {card.bits_per_byte:.4f} +- {card.standard_error_bits:.4f} bits per byte, "
+            f"{card.loss_nats:.4f} +- {card.standard_error_nats:.4f} nats per token, perplexity {card.perplexity:.2f} "
+            f"({card.tokens:,} tokens, {card.text_bytes:,} bytes, {card.documents} documents of {name})"
+        )
+
+
+def _with_end(tokenizer: Any, text: str) -> Any:
+    import numpy as np
+
+    return np.append(tokenizer.encode(text), tokenizer.vocabulary.eos_id)

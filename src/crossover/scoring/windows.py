@@ -1,0 +1,77 @@
+"""Held-out text cut into disjoint scoring windows, chosen alike for every model.
+
+Suffixes: W windows, T data tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossover.errors import DataError
+from crossover.streams import stream
+
+
+@dataclass(frozen=True)
+class ScoringWindows:
+    """Windows of held-out documents, each of one document.
+
+    Args:
+        tokens_WT: Data tokens, end-of-document included; zeros after a document's end.
+        lengths_W: Tokens of each window that are scored.
+        bytes_W: UTF-8 bytes of the scored tokens.
+        documents_W: Index of the document that each window is part of.
+    """
+
+    tokens_WT: NDArray[np.int64]
+    lengths_W: NDArray[np.int64]
+    bytes_W: NDArray[np.int64]
+    documents_W: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.lengths_W)
+
+
+def cut(
+    documents: Sequence[NDArray[np.int64]], token_bytes_V: NDArray[np.int64], context: int, limit: int | None, split: str
+) -> ScoringWindows:
+    """Cut documents into disjoint windows and choose some of them.
+
+    The choice depends on the text, the context and the limit, never on a run's seed: all models that are compared
+    are scored on the same windows.
+
+    Args:
+        documents: Tokens of each document, its end token included.
+        token_bytes_V: UTF-8 bytes that each token stands for.
+        context: T.
+        limit: Largest number of windows, or None for all.
+        split: Name of the text, for errors and for the choice.
+
+    Returns:
+        The windows, in order of the text.
+
+    Raises:
+        DataError: Fewer than two windows: no uncertainty could be given.
+    """
+    pieces = [
+        (index, document[start : start + context])
+        for index, document in enumerate(documents)
+        for start in range(0, len(document), context)
+    ]
+    if len(pieces) < 2:
+        raise DataError(f"the {split} text has {len(pieces)} window(s) of {context} tokens; at least 2 are needed")
+    if limit is not None and limit < len(pieces):
+        chosen = np.sort(stream(0, f"windows-{split}", context).choice(len(pieces), limit, replace=False))
+        pieces = [pieces[index] for index in chosen]
+    tokens = np.zeros((len(pieces), context), np.int64)
+    for row, (_, piece) in enumerate(pieces):
+        tokens[row, : len(piece)] = piece
+    return ScoringWindows(
+        tokens_WT=tokens,
+        lengths_W=np.array([len(piece) for _, piece in pieces]),
+        bytes_W=np.array([int(token_bytes_V[piece].sum()) for _, piece in pieces]),
+        documents_W=np.array([index for index, _ in pieces]),
+    )

@@ -1,0 +1,205 @@
+"""From a recipe to everything that a run works with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from crossover.data.loader import Loader
+from crossover.data.shards import PreparedText
+from crossover.errors import RecipeError
+from crossover.model.backbone import Backbone, build
+from crossover.model.shapes import Shape, parameters, shape_of, training_flops
+from crossover.recipe import Recipe
+from crossover.registry import component_of
+from crossover.scoring.likelihood import modes_of
+from crossover.training.evaluate import Evaluator
+from crossover.training.machine import Choices, decide, matmul_flops_per_second
+from crossover.training.state import Budget
+from crossover.training.step import Stepper
+
+# Share of a matrix product's rate that a whole training step reaches; only used to guess how long a run takes.
+EXPECTED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a run works with.
+
+    Args:
+        recipe: Its recipe.
+        text: Its text.
+        shape: Its model's shape.
+        model: The model.
+        stepper: The step.
+        evaluator: The measurements.
+        choices: How it computes.
+        budget: What it may spend.
+        flops_per_token: Useful training FLOPs of a data token under each objective.
+        train_tokens: Tokens of text that it trains on (control text included unless a controller needs it).
+    """
+
+    recipe: Recipe
+    text: PreparedText
+    shape: Shape
+    model: Backbone
+    stepper: Stepper
+    evaluator: Evaluator
+    choices: Choices
+    budget: Budget
+    flops_per_token: Mapping[str, float]
+    train_tokens: int
+
+    def price(self, mix: Mapping[str, float]) -> float:
+        """Useful training FLOPs of a data token under a mix."""
+        return sum(share * self.flops_per_token[name] for name, share in mix.items())
+
+
+def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, Any] | None) -> Workshop:
+    """Build all parts of a run.
+
+    Args:
+        recipe: The resolved recipe.
+        text: The prepared text.
+        recorded: The manifest of a run that is resumed (its choices and budget hold), or None.
+
+    Returns:
+        The parts, with fresh weights.
+
+    Raises:
+        RecipeError: Settings do not fit together.
+    """
+    objectives = {name: component_of("objective", name) for name in recipe.controller.objectives()}
+    shape = shape_of(recipe.model, text.vocabulary.size)
+    prices = _prices(recipe, shape, text, objectives)
+    choices = Choices(**recorded["choices"]) if recorded else _choose(recipe, prices, objectives)
+    torch.set_num_threads(choices.threads)
+    model = build(
+        shape,
+        text.vocabulary,
+        context=recipe.data.context,
+        seed=recipe.seed,
+        rope_theta=recipe.model.rope_theta,
+        residual_dropout=recipe.model.residual_dropout,
+        attention_dropout=recipe.model.attention_dropout,
+    ).to(choices.device)
+    stepper = _stepper(recipe, text, model, objectives, choices)
+    budget = Budget(**recorded["budget"]) if recorded else _budget(recipe, stepper, prices)
+    modes = modes_of(tuple(objectives), recipe.data.context)
+    evaluator = Evaluator(recipe, text, shape, modes, choices.precision)
+    tokens = len(stepper.loader.tokens_U)
+    return Workshop(recipe, text, shape, model, stepper, evaluator, choices, budget, prices, tokens)
+
+
+def _prices(recipe: Recipe, shape: Shape, text: PreparedText, objectives: Mapping[str, Any]) -> dict[str, float]:
+    context, head_rows = recipe.data.context, text.vocabulary.predictable
+    try:
+        return {
+            name: training_flops(shape, objective.workload(context), head_rows=head_rows) / context
+            for name, objective in objectives.items()
+        }
+    except ValueError as error:
+        raise RecipeError(f"controller: {error} (data.context)") from None
+
+
+def _choose(recipe: Recipe, prices: Mapping[str, float], objectives: Mapping[str, Any]) -> Choices:
+    inputs = int(max(objective.workload(recipe.data.context).inputs for objective in objectives.values()))
+    torch.set_num_threads(recipe.training.threads or torch.get_num_threads())
+    quick = decide(recipe.training, inputs=inputs, dropout=recipe.model.attention_dropout, expected_seconds=0.0)
+    budget, price = recipe.budget, max(prices.values())
+    rate = EXPECTED_SHARE * matmul_flops_per_second(quick.precision, quick.device)
+    flops = budget.amount if budget.currency == "flops" else budget.amount * price
+    seconds = budget.amount * 60 if budget.currency == "minutes" else flops / rate
+    return decide(
+        recipe.training, inputs=inputs, dropout=recipe.model.attention_dropout, expected_seconds=seconds
+    )
+
+
+def _stepper(
+    recipe: Recipe, text: PreparedText, model: Backbone, objectives: Mapping[str, Any], choices: Choices
+) -> Stepper:
+    training, mix = recipe.training, recipe.mix
+    loader = Loader(
+        text.train_tokens(with_control=not recipe.controller.uses_control_text),
+        context=recipe.data.context,
+        batch_tokens=training.batch_tokens,
+        slice_tokens=mix.slice_tokens or training.batch_tokens,
+        seed=recipe.seed,
+    )
+    return Stepper(
+        model=model,
+        forward=_compiled(model) if choices.compile else model,
+        objectives=objectives,
+        loader=loader,
+        vocabulary=text.vocabulary,
+        optimizers=tuple(training.optimizer.build(model.inner.named_parameters())),
+        seed=recipe.seed,
+        micro_batch_slices=mix.micro_batch_slices,
+        clip_norm=training.clip_norm,
+        precision=choices.precision,
+    )
+
+
+def _compiled(model: Backbone) -> Callable[..., Any]:
+    # A graph per pattern is expected: the objectives differ in shapes, and each shape is compiled once.
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    return torch.compile(model, dynamic=False)
+
+
+def _budget(recipe: Recipe, stepper: Stepper, prices: Mapping[str, float]) -> Budget:
+    budget = recipe.budget
+    stated = {budget.currency: budget.amount}
+    if budget.currency != "minutes":
+        return Budget(budget.currency, budget.amount, stated)
+    first = next(iter(prices))
+    rate = _measure(stepper, first, prices[first])
+    return Budget("flops", rate * budget.amount * 60, {**stated, "measured_flops_per_second": rate})
+
+
+def _measure(stepper: Stepper, kind: str, price: float, repeats: int = 5) -> float:
+    """Measure useful FLOPs per second of a step without changing weights or optimizer."""
+    import time
+
+    kinds = (kind,) * stepper.loader.slices_per_step
+    tokens = stepper.loader.context * stepper.loader.windows_per_slice * len(kinds)
+    saved = {name: value.detach().clone() for name, value in stepper.model.state_dict().items()}
+    seconds = []
+    for step in range(repeats + 1):
+        start = time.perf_counter()
+        float(replace(stepper, optimizers=()).run(step, kinds, 0.0).loss)
+        seconds.append(time.perf_counter() - start)
+        stepper.model.zero_grad(set_to_none=True)
+    stepper.model.load_state_dict(saved)
+    return tokens * price / sorted(seconds[1:])[repeats // 2]
+
+
+def manifest_of(workshop: Workshop, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write everything that holds for the whole run.
+
+    Args:
+        workshop: The run's parts.
+        facts: The machine and its versions.
+
+    Returns:
+        The manifest's tree.
+    """
+    text, budget = workshop.text, workshop.budget
+    return {
+        "data_hash": text.data_hash,
+        "data_source": workshop.recipe.data.source.describe(),
+        "unique_tokens": text.unique_tokens,
+        "train_tokens": workshop.train_tokens,
+        "data_order": workshop.stepper.loader.data_order_hash(),
+        "tokenizer_hash": text.tokenizer.hash,
+        "parameters": parameters(workshop.shape),
+        "flops_per_token": dict(workshop.flops_per_token),
+        "budget": {"currency": budget.currency, "amount": budget.amount, "stated": dict(budget.stated)},
+        "choices": vars(workshop.choices),
+        "modes": list(workshop.evaluator.modes),
+        **facts,
+    }

@@ -1,0 +1,137 @@
+"""Everything about a run that is not a tensor: the clock, the ledger, and what the controller remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from crossover.recipe import Recipe
+from crossover.records import Mix, Progress
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands after `step` steps.
+
+    Args:
+        step: Optimizer steps taken.
+        data_tokens: Tokens of text seen, repeats counted.
+        flops: Useful training FLOPs spent.
+        flops_6nd: The same by 6 x parameters x data tokens.
+        exposures: Data tokens that each objective received.
+        flops_by_objective: Useful FLOPs of each objective.
+        evaluation_flops: Useful FLOPs spent on scoring; not part of the budget, which is for training.
+        seconds: Wall-clock seconds, summed over resumptions.
+        debts: What the dealer owes each objective, in slices.
+        mix: The mix in force.
+        controller: What the controller remembers.
+        best: Step and bits per byte of the best dev evaluation of each procedure.
+        next_evaluation: Data tokens at which the next evaluation is due.
+        next_checkpoint: Data tokens at which the next checkpoint is due.
+        next_decision: Data tokens at which the controller is asked next.
+        skipped: Steps whose loss or gradient was not finite.
+        rollbacks: Times that a run of such steps sent the weights back.
+    """
+
+    step: int = 0
+    data_tokens: int = 0
+    flops: float = 0.0
+    flops_6nd: float = 0.0
+    exposures: Mapping[str, int] = field(default_factory=dict)
+    flops_by_objective: Mapping[str, float] = field(default_factory=dict)
+    evaluation_flops: float = 0.0
+    seconds: float = 0.0
+    debts: Mapping[str, float] = field(default_factory=dict)
+    mix: Mapping[str, float] = field(default_factory=dict)
+    controller: Mapping[str, Any] = field(default_factory=dict)
+    best: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    next_evaluation: int = 0
+    next_checkpoint: int = 0
+    next_decision: int = 0
+    skipped: int = 0
+    rollbacks: int = 0
+
+    def to_tree(self) -> dict[str, Any]:
+        """Write the state as a plain mapping of JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> State:
+        """Read a state back."""
+        return cls(**tree)
+
+    def spent(self, counts: Mapping[str, int], flops: Mapping[str, float], flops_6nd: float) -> State:
+        """Charge one step.
+
+        Args:
+            counts: Data tokens of each objective in the step.
+            flops: Useful FLOPs of each objective in the step.
+            flops_6nd: The step's FLOPs by the 6ND rule.
+
+        Returns:
+            The state after it.
+        """
+        return replace(
+            self,
+            step=self.step + 1,
+            data_tokens=self.data_tokens + sum(counts.values()),
+            flops=self.flops + sum(flops.values()),
+            flops_6nd=self.flops_6nd + flops_6nd,
+            exposures=_add(self.exposures, counts),
+            flops_by_objective=_add(self.flops_by_objective, flops),
+        )
+
+    @property
+    def present_mix(self) -> Mix:
+        """The mix in force."""
+        return Mix(tuple(self.mix.items()))
+
+
+def _add(total: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: total.get(name, 0) + more.get(name, 0) for name in dict.fromkeys([*total, *more])}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend, in one currency, after minutes have been converted.
+
+    Args:
+        currency: "tokens" or "flops".
+        amount: How much.
+        stated: What the recipe said.
+    """
+
+    currency: str
+    amount: float
+    stated: Mapping[str, float]
+
+    def fraction(self, state: State) -> float:
+        """Give the part of the budget that is spent."""
+        return (state.data_tokens if self.currency == "tokens" else state.flops) / self.amount
+
+    def tokens(self, flops_per_token: float) -> float:
+        """Convert the budget to data tokens at a price per token."""
+        return self.amount if self.currency == "tokens" else self.amount / flops_per_token
+
+
+def progress_of(state: State, recipe: Recipe, budget: Budget, unique_tokens: int, flops_per_token: float) -> Progress:
+    """Say where a run stands, for its controller.
+
+    Args:
+        state: The run's state.
+        recipe: Its recipe.
+        budget: Its budget.
+        unique_tokens: Distinct tokens of its training text.
+        flops_per_token: Price of a data token under the present mix.
+
+    Returns:
+        The progress record.
+    """
+    return Progress(
+        data_tokens=state.data_tokens,
+        unique_tokens=unique_tokens,
+        budget_fraction=budget.fraction(state),
+        planned_epochs=budget.tokens(flops_per_token) / unique_tokens,
+        exposures=dict(state.exposures),
+    )

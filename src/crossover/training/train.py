@@ -1,0 +1,338 @@
+"""The one loop: ask the controller, take a step, score, save; until the budget is spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossover.data.shards import PreparedText
+from crossover.errors import RunError
+from crossover.hub.export import export
+from crossover.model.shapes import parameters
+from crossover.objectives.mixing import Dealer
+from crossover.recipe import Recipe, to_tree
+from crossover.records import Recorder
+from crossover.training import checkpoint, machine
+from crossover.training.build import Workshop, build_workshop, manifest_of
+from crossover.training.evaluate import eval_row, improves, swapped
+from crossover.training.state import State, progress_of
+from crossover.training.step import StepResult
+from crossover.trees import fingerprint
+
+# Device values are read together every so many steps: one host sync instead of one per step.
+LOG_STEPS = 16
+# So many steps in a row without a finite gradient send the weights back to the last checkpoint, so many times.
+BAD_STEPS, MOST_ROLLBACKS = 8, 3
+CHECKPOINTS = 20
+DECISIONS_PER_EPOCH = 16
+
+
+@dataclass
+class Run:
+    """A run in progress.
+
+    Args:
+        workshop: Its parts.
+        folder: Its folder.
+        recorder: Where it writes.
+        state: Where it stands.
+        averaged: Averaged weights by name, or None.
+    """
+
+    workshop: Workshop
+    folder: Path
+    recorder: Recorder
+    state: State
+    averaged: dict[str, Tensor] | None
+    pending: list[tuple[dict[str, Any], StepResult]] = field(default_factory=list)
+    bad_steps: int = 0
+    started: float = field(default_factory=time.monotonic)
+    flushed: tuple[float, int] = (0.0, 0)
+
+
+def train(recipe: Recipe, text: PreparedText, folder: Path, recorder: Recorder, recorded: Mapping[str, Any] | None) -> None:
+    """Run a recipe to the end of its budget, from its newest checkpoint if there is one.
+
+    Args:
+        recipe: The resolved recipe.
+        text: The prepared text.
+        folder: The run folder; `checkpoints/`, `best/` and `model/` are written here.
+        recorder: Where records go.
+        recorded: The manifest of an earlier start of this run, or None.
+
+    Raises:
+        CrossoverError: The run cannot start or go on.
+    """
+    workshop = build_workshop(recipe, text, recorded)
+    recorder.manifest(manifest_of(workshop, machine.facts()))
+    run = Run(workshop, folder, recorder, State(), _first_average(workshop))
+    _resume(run)
+    budget = workshop.budget
+    while budget.fraction(run.state) < 1:
+        _decide(run)
+        _step(run)
+        done = budget.fraction(run.state) >= 1
+        if done or run.state.data_tokens >= run.state.next_evaluation:
+            _evaluate(run)
+        if done or run.state.data_tokens >= run.state.next_checkpoint:
+            _save(run)
+    _finish(run)
+
+
+def _first_average(workshop: Workshop) -> dict[str, Tensor] | None:
+    if workshop.recipe.training.ema_decay is None:
+        return None
+    return {name: value.detach().clone() for name, value in workshop.model.inner.named_parameters()}
+
+
+def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+    groups = {
+        "model": dict(run.workshop.model.inner.named_parameters()),
+        "optimizer": checkpoint.optimizer_tensors(run.workshop.stepper.optimizers),
+    }
+    return groups if run.averaged is None else {**groups, "ema": run.averaged}
+
+
+def _resume(run: Run) -> None:
+    checkpoints = checkpoint.existing(run.folder / "checkpoints")
+    if not checkpoints:
+        run.recorder.cut_back(0)
+        return
+    tree = _restore(run, checkpoints[-1])
+    wanted = fingerprint(to_tree(run.workshop.recipe))
+    if tree["recipe"] != wanted:
+        raise RunError(f"{checkpoints[-1]}: is a checkpoint of another recipe; use another --run-dir")
+    run.state = State.from_tree(tree["state"])
+    run.bad_steps = int(tree["bad_steps"])
+    run.flushed = (0.0, run.state.data_tokens)
+    run.recorder.cut_back(run.state.step)
+
+
+@torch.no_grad()
+def _restore(run: Run, folder: Path) -> dict[str, Any]:
+    names = ["model", "optimizer"] + ([] if run.averaged is None else ["ema"])
+    tensors, tree = checkpoint.load(folder, names)
+    for name, parameter in run.workshop.model.inner.named_parameters():
+        parameter.copy_(tensors["model"][name])
+    checkpoint.restore_optimizers(run.workshop.stepper.optimizers, tensors["optimizer"])
+    if run.averaged is not None:
+        run.averaged = {name: tensors["ema"][name].to(value.device) for name, value in run.averaged.items()}
+    return tree
+
+
+def _clock(run: Run) -> dict[str, Any]:
+    state = run.state
+    return {
+        "step": state.step,
+        "data_tokens": state.data_tokens,
+        "epochs": state.data_tokens / run.workshop.train_tokens,
+        "flops": state.flops,
+        "flops_6nd": state.flops_6nd,
+        "seconds": round(state.seconds + time.monotonic() - run.started, 3),
+        "mix": dict(state.mix),
+    }
+
+
+def _decide(run: Run) -> None:
+    """Ask the controller when it is due and the learning rate does not decay yet."""
+    workshop, state = run.workshop, run.state
+    frozen = workshop.budget.fraction(state) >= workshop.recipe.training.learning_rate.decay_from
+    if state.mix and (frozen or state.data_tokens < state.next_decision):
+        return
+    price = workshop.price(state.mix) if state.mix else max(workshop.flops_per_token.values())
+    progress = progress_of(state, workshop.recipe, workshop.budget, workshop.train_tokens, price)
+    memory, decision = workshop.recipe.controller.decide(state.controller, {}, progress)
+    mix = dict(decision.mix.shares)
+    every = max(1, workshop.train_tokens // DECISIONS_PER_EPOCH)
+    due = state.data_tokens // every * every + every
+    run.state = replace(state, mix=mix, controller=dict(memory), next_decision=due)
+    if mix != state.mix:
+        row = {**_clock(run), "before": dict(state.mix), "reason": decision.reason, "details": dict(decision.details)}
+        run.recorder.decision(row)
+
+
+def _step(run: Run) -> None:
+    workshop, state = run.workshop, run.state
+    training, loader = workshop.recipe.training, workshop.stepper.loader
+    dealer, kinds = Dealer(state.debts).deal(state.present_mix, loader.slices_per_step)
+    slice_tokens = training.batch_tokens // loader.slices_per_step
+    fraction = workshop.budget.fraction(state)
+    factor = training.learning_rate.factor(state.data_tokens + training.batch_tokens, fraction)
+    result = workshop.stepper.run(state.step, kinds, factor)
+    _average(run)
+    counts = {kind: kinds.count(kind) * slice_tokens for kind in dict.fromkeys(kinds)}
+    flops = {kind: count * workshop.flops_per_token[kind] for kind, count in counts.items()}
+    whole = 6.0 * parameters(workshop.shape) * training.batch_tokens
+    run.state = replace(state.spent(counts, flops, whole), debts=dict(dealer.debts))
+    row = {**_clock(run), "learning_rate": factor * training.optimizer.learning_rate}
+    run.pending.append((row, result))
+    if len(run.pending) >= LOG_STEPS:
+        _flush(run)
+
+
+@torch.no_grad()
+def _average(run: Run) -> None:
+    if run.averaged is None:
+        return
+    decay = run.workshop.recipe.training.ema_decay or 0.0
+    parameters_now = [value.detach() for _, value in run.workshop.model.inner.named_parameters()]
+    torch._foreach_lerp_(list(run.averaged.values()), parameters_now, 1 - decay)
+
+
+def _flush(run: Run) -> None:
+    """Read the device values of the last steps, record them, and act on those that were not finite."""
+    if not run.pending:
+        return
+    rows, last_loss, roll_back = [], 0.0, False
+    for row, result in run.pending:
+        finite = bool(result.finite)
+        last_loss = float(result.loss)
+        run.bad_steps = 0 if finite else run.bad_steps + 1
+        roll_back = roll_back or run.bad_steps >= BAD_STEPS
+        losses = {kind: float(value) for kind, value in result.losses.items()}
+        norm = float(result.gradient_norm)
+        rows.append({**row, "loss_nats": last_loss, "losses": losses, "grad_norm": norm, "skipped": not finite})
+    run.pending.clear()
+    run.state = replace(run.state, skipped=run.state.skipped + sum(row["skipped"] for row in rows))
+    for row in rows:
+        run.recorder.step(row)
+    _show(run, last_loss)
+    if roll_back:
+        _roll_back(run)
+
+
+def _show(run: Run, loss_nats: float) -> None:
+    now, state = time.monotonic() - run.started, run.state
+    before, tokens = run.flushed
+    rate = (state.data_tokens - tokens) / max(now - before, 1e-9)
+    fraction = run.workshop.budget.fraction(state)
+    left = run.workshop.budget.tokens(run.workshop.price(state.mix)) * max(0.0, 1 - fraction) / max(rate, 1e-9)
+    run.flushed = (now, state.data_tokens)
+    run.recorder.progress(
+        {
+            "step": state.step,
+            "data_tokens": state.data_tokens,
+            "epochs": state.data_tokens / run.workshop.train_tokens,
+            "loss_nats": loss_nats,
+            "tokens_per_second": rate,
+            "mix": dict(state.mix),
+            "budget_fraction": fraction,
+            "seconds_left": left,
+        }
+    )
+
+
+def _roll_back(run: Run) -> None:
+    """Send weights, optimizer and averages back to the last checkpoint; clock, ledger and data order go on."""
+    checkpoints = checkpoint.existing(run.folder / "checkpoints")
+    why = f"{BAD_STEPS} steps in a row had no finite loss or gradient (last at step {run.state.step})"
+    if not checkpoints or run.state.rollbacks >= MOST_ROLLBACKS:
+        raise RunError(f"{run.folder}: {why}; lower training.optimizer.learning_rate or look at the data")
+    tree = _restore(run, checkpoints[-1])
+    run.bad_steps = 0
+    run.state = replace(run.state, rollbacks=run.state.rollbacks + 1)
+    reason = f"{why}: weights and optimizer go back to step {tree['state']['step']}, the clock goes on"
+    run.recorder.decision({**_clock(run), "before": dict(run.state.mix), "reason": reason, "details": {}})
+
+
+def _evaluate(run: Run) -> None:
+    _flush(run)
+    workshop = run.workshop
+    every = workshop.recipe.scoring.every_tokens or workshop.train_tokens
+    # Evaluations lie on multiples of the interval, so that the curves of all arms share their grid.
+    due = run.state.data_tokens // every * every + every
+    with swapped(workshop.model, run.averaged if workshop.recipe.scoring.weights == "ema" else None):
+        cards, flops = workshop.evaluator.dev(workshop.model)
+        best = dict(run.state.best)
+        for name, card in cards.items():
+            run.recorder.evaluation(eval_row(card, _clock(run)))
+            if improves(best, name, card):
+                best[name] = {"step": run.state.step, "bits_per_byte": card.bits_per_byte}
+                _keep_best(run, name, best[name])
+    run.state = replace(
+        run.state, best=best, next_evaluation=due, evaluation_flops=run.state.evaluation_flops + flops
+    )
+
+
+def _keep_best(run: Run, name: str, row: Mapping[str, float]) -> None:
+    weights = dict(run.workshop.model.inner.named_parameters())
+    checkpoint.write_folder(run.folder / "best" / name, {"model": weights}, {**row, "procedure": name})
+
+
+def _save(run: Run) -> None:
+    _flush(run)
+    recipe, workshop = run.workshop.recipe, run.workshop
+    whole = workshop.budget.tokens(workshop.price(run.state.mix))
+    every = recipe.training.checkpoint_every_tokens or max(recipe.training.batch_tokens, int(whole / CHECKPOINTS))
+    now = time.monotonic()
+    run.state = replace(
+        run.state,
+        next_checkpoint=run.state.data_tokens // every * every + every,
+        seconds=run.state.seconds + now - run.started,
+    )
+    run.started, run.flushed = now, (0.0, run.state.data_tokens)
+    # Records first: a checkpoint must never be ahead of them.
+    run.recorder.flush()
+    run.recorder.ledger(_ledger(run))
+    tree = {
+        "state": run.state.to_tree(), "recipe": fingerprint(to_tree(recipe)), "bad_steps": run.bad_steps
+    }
+    checkpoint.save(run.folder / "checkpoints", run.state.step, _tensors(run), tree, recipe.training.keep_checkpoints)
+
+
+def _ledger(run: Run) -> dict[str, Any]:
+    state = run.state
+    return {
+        "unique_tokens": run.workshop.train_tokens,
+        "data_tokens": state.data_tokens,
+        "epochs": state.data_tokens / run.workshop.train_tokens,
+        "exposures": dict(state.exposures),
+        "flops": state.flops,
+        "flops_6nd": state.flops_6nd,
+        "flops_by_objective": dict(state.flops_by_objective),
+        "evaluation_flops": state.evaluation_flops,
+        "skipped_steps": state.skipped,
+        "rollbacks": state.rollbacks,
+        "seconds": state.seconds,
+    }
+
+
+def _finish(run: Run) -> None:
+    """Score every mode with its best weights, choose the headline on dev, leave the model folder."""
+    workshop, cards = run.workshop, {}
+    for name in workshop.evaluator.modes:
+        kept = run.folder / "best" / (name if name in run.state.best else _stand_in(run, name))
+        step = _load_weights(run, kept)
+        facts = {"checkpoint": kept.name, "checkpoint_step": step}
+        for split in ("dev", "test"):
+            cards[split, name] = workshop.evaluator.final(workshop.model, split, name, facts)
+    headline = min(workshop.evaluator.modes, key=lambda name: cards["dev", name].bits_per_byte)
+    for (split, name), card in cards.items():
+        row = {**asdict(card), "perplexity": card.perplexity, "split": split, "headline": name == headline}
+        run.recorder.scores(f"{split}-{name}", {**row, "checkpoint_step": card.conditions["checkpoint_step"]})
+    run.recorder.scores("summary", {"headline": headline, "chosen_on": "dev", "modes": list(workshop.evaluator.modes)})
+    _load_weights(run, run.folder / "best" / (headline if headline in run.state.best else _stand_in(run, headline)))
+    facts = {"modes": list(workshop.evaluator.modes), "best_mode": headline, "state_i_predicts": "token i + 1"}
+    vocabulary = workshop.text.vocabulary
+    facts |= {"mask_token_id": vocabulary.mask_id, "predictable": vocabulary.predictable}
+    inner = workshop.model.inner
+    export(run.folder / "model", inner.config, dict(inner.named_parameters()), workshop.text.tokenizer, facts)
+
+
+def _stand_in(run: Run, name: str) -> str:
+    """Name the mode whose best weights serve a mode that was not scored on the way (l2r without dev positions)."""
+    return "nelbo" if name == "l2r" and "nelbo" in run.state.best else next(iter(run.state.best))
+
+
+@torch.no_grad()
+def _load_weights(run: Run, folder: Path) -> int:
+    tensors, tree = checkpoint.load(folder, ["model"])
+    for name, parameter in run.workshop.model.inner.named_parameters():
+        parameter.copy_(tensors["model"][name])
+    return int(tree["step"])
