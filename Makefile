@@ -55,7 +55,7 @@ quickstart: $(VENV)/.runtime  ## a small real study on this machine, with its re
 
 docs: $(VENV)/.docs  ## build the documentation into site/
 	@echo "docs: mkdocs build --strict"
-	@$(PY) -m mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 bench: $(VENV)/.runtime  ## run every script in benchmarks/
 	@for script in benchmarks/*.py; do \
@@ -98,7 +98,11 @@ $(VENV)/.docs: $(VENV)/.made $(INPUTS)
 	@touch $(VENV)/.runtime $@
 
 define check_torch
-test -z "$(CPU_ONLY)" || $(PY) -c 'import torch, sys; sys.exit(torch.version.cuda is not None)' || { \
-	echo "set-up: note: this machine has no NVIDIA GPU, but torch came with CUDA (gigabytes that are never used)."; \
-	echo "set-up: it works; for the small build: make clean && make $(firstword $(MAKECMDGOALS)) TORCH_INDEX=<PyTorch's index of CPU wheels>"; }
+if test -n "$(CPU_ONLY)"; then \
+	$(PY) -c 'import sys, torch; sys.exit(3 if torch.version.cuda else 0)'; \
+	case $$? in 0) ;; 3) \
+		echo "set-up: note: this machine has no NVIDIA GPU, but torch came with CUDA: gigabytes that are never used."; \
+		echo "set-up: it works; for the small build: make clean, then" \
+			"make $(firstword $(MAKECMDGOALS)) TORCH_INDEX=<PyTorch's index of CPU wheels>";; \
+	*) echo "set-up: torch was installed but cannot be imported, see above" >&2; exit 1;; esac; fi
 endef

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import typer
 
+import readme_tree
 from crossover import cli
+from crossover.evidence.definition import read_study
 from crossover.recipe import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,10 +178,25 @@ def test_commands_in_the_documentation_exist(name, line):
             assert (ROOT / word).exists(), f"{name} names {word}"
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/howto/add-an-objective.md"])
+def test_recipes_in_the_documentation_resolve(name, tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", text_of(ROOT / name), re.S)
+    assert blocks
+    for block in blocks:
+        path = tmp_path / "written.yaml"
+        path.write_text(re.sub(r"^imports: .*$", "", block, flags=re.M).replace("backwards", "masked"), "utf-8")
+        assert load(path).controller
+
+
 def test_the_readme_names_the_two_commands():
     written = [line for name, line in written_commands() if name == "README.md"]
     assert any(line.startswith("make quickstart") for line in written)
     assert any(line.startswith("make test") for line in written)
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    fresh = readme_tree.readme_with(readme_tree.tree())
+    assert text_of(ROOT / "README.md") == fresh, "write it anew: python tests/readme_tree.py"
 
 
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:|#|mailto:)([^)#\s]+)")
@@ -190,6 +207,30 @@ def test_links_between_documents_lead_somewhere(path):
     assert [link for link in LINK.findall(text_of(path)) if not (path.parent / link).exists()] == []
 
 
+TUTORIAL = """
+import sys
+import numpy as np
+from crossover.records import Vocabulary
+from crossover.registry import component_of, parse_mix
+
+exec(compile(sys.argv[1], "tutorial", "exec"))
+made = component_of("objective", "backwards")
+assert parse_mix({"autoregressive": 0.5, "backwards": 0.5}).share("backwards") == 0.5
+tokens = np.arange(12).reshape(2, 6)
+example = made.corrupt(tokens, np.random.default_rng(0), Vocabulary(16, 12, 12, 13, 15))
+assert example.targets_R.tolist() == tokens[:, ::-1].ravel().tolist()
+assert example.inputs_BN[0].tolist() == [12, 5, 4, 3, 2, 1]
+assert example.positions_BN[0].tolist() == [0, 6, 5, 4, 3, 2]
+assert made.workload(6).inputs == 6
+"""
+
+
+def test_the_tutorial_objective_works():
+    block = re.findall(r"```python\n(.*?)```", text_of(ROOT / "docs" / "howto" / "add-an-objective.md"), re.S)[0]
+    finished = run_python(TUTORIAL, block)
+    assert finished.returncode == 0, finished.stderr
+
+
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 STUDIES = sorted((ROOT / "studies").rglob("*.yaml"))
 
@@ -197,6 +238,11 @@ STUDIES = sorted((ROOT / "studies").rglob("*.yaml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_resolves(path):
     assert load(path).name
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_every_study_resolves(path):
+    assert len(read_study(path).arms) > 1
 
 
 def test_everything_that_ci_runs_is_what_a_person_runs():

@@ -36,6 +36,7 @@ class Crossing:
         lead_bits: The holder's loss minus the challenger's at c_max, bits per byte; positive: challenger ahead.
         lead_bits_ci: 95% interval of `lead_bits`.
         leads_at_end_only: The lead is established at the last point alone; a crossing needs two in a row.
+        lost_again: A lead was established at two points in a row, but the challenger fell behind after them.
         seeds: Pairs of seeds (or the smaller number of seeds, unpaired).
         points: Grid points.
         grid: The grid itself.
@@ -54,6 +55,7 @@ class Crossing:
     lead_bits: float
     lead_bits_ci: tuple[float, float]
     leads_at_end_only: bool
+    lost_again: bool
     seeds: int
     points: int
     grid: tuple[float, ...]
@@ -76,7 +78,8 @@ def find_crossing(
     latest, if not best so far). It is established at a grid point when its lower bound is above 0; the bound is
     one-sided 95% *simultaneously over the grid* (studentised maximum of a paired cluster bootstrap over documents
     and seeds), since a search over many points would otherwise find a lead by chance. A crossing needs two grid
-    points in a row. Grid points are the evaluations of the group that was measured less often.
+    points in a row, and no point behind after them. Grid points are the evaluations of the group that was measured
+    less often.
 
     Args:
         holder: Its curve for each seed.
@@ -98,23 +101,26 @@ def find_crossing(
     lower_G = _lower_bounds(lead_G, lead_KG, error_G)
     ahead_G = lower_G > 0
     twice = np.flatnonzero(ahead_G[:-1] & ahead_G[1:])
-    first = int(twice[0]) if len(twice) else None
-    behind = np.flatnonzero(lead_G[:first] <= 0) if first is not None else []
-    crossed = first is not None and len(behind) > 0
-    last = int(behind[-1]) if crossed else None
+    behind = np.flatnonzero(lead_G <= 0)
+    last = int(behind[-1]) if len(behind) else None
+    # A lead that is lost again is no crossing: only what comes after the last point behind counts.
+    kept = twice[twice > (-1 if last is None else last)]
+    first = int(kept[0]) if len(kept) else None
+    crossed = first is not None and last is not None
     paired = _paired(holder, challenger)
     return Crossing(
         status="crossed" if crossed else "not reached" if first is None else "always ahead",
         axis=axis,
         best_so_far=best_so_far,
-        low=float(grid_G[last]) if last is not None else None,
-        high=float(grid_G[first]) if crossed and first is not None else None,
-        root=_root(grid_G, lead_G, last) if last is not None else None,
-        ci=_root_interval(grid_G, lead_G, lead_KG, last) if last is not None else None,
+        low=float(grid_G[last]) if crossed else None,
+        high=float(grid_G[first]) if crossed else None,
+        root=_root(grid_G, lead_G, last) if crossed and last is not None else None,
+        ci=_root_interval(grid_G, lead_KG) if crossed else None,
         c_max=float(grid_G[-1]),
         lead_bits=float(lead_G[-1]),
         lead_bits_ci=_interval(lead_KG[:, -1]),
         leads_at_end_only=bool(first is None and ahead_G[-1]),
+        lost_again=bool(first is None and len(twice)),
         seeds=len(holder) if paired else min(len(holder), len(challenger)),
         points=len(grid_G),
         grid=tuple(grid_G.tolist()),
@@ -220,19 +226,15 @@ def _root(grid_G: NDArray[np.float64], lead_G: NDArray[np.float64], last: int) -
     return float(np.exp(logs[last] + part * (logs[last + 1] - logs[last])))
 
 
-def _root_interval(
-    grid_G: NDArray[np.float64], lead_G: NDArray[np.float64], lead_KG: NDArray[np.float64], last: int
-) -> tuple[float, float]:
-    """Find the crossing of every draw, up to where the lead as measured is lost again (or the end)."""
-    lost = np.flatnonzero(lead_G[last + 1 :] <= 0)
-    end = last + int(lost[0]) if len(lost) else len(grid_G) - 1
+def _root_interval(grid_G: NDArray[np.float64], lead_KG: NDArray[np.float64]) -> tuple[float, float]:
+    """Find the crossing of every draw; one beyond the grid counts as its edge."""
     roots = []
     for lead in lead_KG:
-        behind = np.flatnonzero(lead[: end + 1] <= 0)
+        behind = np.flatnonzero(lead <= 0)
         if not len(behind):
             roots.append(float(grid_G[0]))
-        elif behind[-1] == end:
-            roots.append(float(grid_G[end]))
+        elif behind[-1] == len(grid_G) - 1:
+            roots.append(float(grid_G[-1]))
         else:
             roots.append(_root(grid_G, lead, int(behind[-1])))
     return _interval(np.array(roots))
@@ -270,4 +272,6 @@ def sentence(crossing: Crossing, challenger: str, holder: str) -> str:
             f"{kind}{challenger} is ahead of {holder} at the last measurement ({amount(crossing.c_max)}) only; "
             f"a crossing needs two in a row, so none is claimed"
         )
+    if crossing.lost_again:
+        return f"{kind}{challenger} leads {holder} for a while and is behind again by {amount(crossing.c_max)}"
     return f"{kind}{challenger} does not pass {holder} by {amount(crossing.c_max)}"

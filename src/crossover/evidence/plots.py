@@ -22,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES = {"ar": "-", "l2r": "--", "nelbo": ":"}
 # Matplotlib draws text in this colour; the page replaces it with its own.
 INK = "#010203"
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "crossover",
     "font.family": "sans-serif",
@@ -175,7 +175,7 @@ def _mark_handovers(axes: Any, arm: ArmCurves, index: int) -> None:
 
 def epochs_figure(arms: Sequence[ArmCurves]) -> Figure:
     """Draw raw dev loss against epochs: one panel per mode, nothing smoothed, nothing best-so-far."""
-    modes = [mode for mode in PROCEDURES if any(mode in arm.curves for arm in arms)]
+    modes = list(dict.fromkeys(mode for arm in arms for mode in arm.curves))
     rows: list[tuple[Any, ...]] = []
     with _figure(7.6, 3.0 * max(1, len(modes)), panels=max(1, len(modes))) as (figure, panels):
         for axes, mode in zip(panels, modes, strict=False):
@@ -191,7 +191,7 @@ def epochs_figure(arms: Sequence[ArmCurves]) -> Figure:
                 for _, epochs in arm.handovers[0] if arm.handovers else ():
                     axes.axvline(epochs, color=COLOURS[index % len(COLOURS)], lw=1, ls=":", alpha=0.9)
             _frame(axes, spans)
-            axes.set_title(f"{mode}: {PROCEDURES[mode]}", loc="left", fontsize=11)
+            axes.set_title(f"{mode}: {PROCEDURES.get(mode, mode)}", loc="left", fontsize=11)
             axes.set_ylabel("dev bits per byte")
         panels[-1].set_xlabel("epochs of the unique text")
         _legend(panels[0], arms)
@@ -228,7 +228,7 @@ def scores_figure(comparison: Comparison, order: Sequence[str]) -> Figure:
     return Figure("test-scores", "Test scores", caption, svg, _csv(header, rows[::-1]))
 
 
-class _figure:  # noqa: N801 (reads as a function where it is used)
+class _figure:
     """A figure of matplotlib's object interface: no global state, no display."""
 
     def __init__(self, width: float, height: float, *, panels: int = 0) -> None:
@@ -239,7 +239,7 @@ class _figure:  # noqa: N801 (reads as a function where it is used)
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure as Canvas
 
-        self._settings = matplotlib.rc_context(SETTINGS)
+        self._settings = matplotlib.rc_context(dict(SETTINGS))
         self._settings.__enter__()
         figure = Canvas(figsize=self._size, layout="constrained")
         FigureCanvasSVG(figure)

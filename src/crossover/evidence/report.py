@@ -72,7 +72,7 @@ def render(facts: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     environment.filters |= {"number": number, "signed": signed, "duration": duration, "value": value}
     return environment.get_template("report.html.j2").render(
         facts=facts,
-        figures=[{"name": item.name, "title": item.title, "caption": item.caption, "svg": Markup(item.svg)}  # noqa: S704
+        figures=[{"name": item.name, "title": item.title, "caption": item.caption, "svg": Markup(item.svg)}
                  for item in figures],
         colours={row["arm"]: COLOURS[index % len(COLOURS)] for index, row in enumerate(facts["arms"])},
     )  # fmt: skip
@@ -80,7 +80,7 @@ def render(facts: Mapping[str, Any], figures: Sequence[Figure]) -> str:
 
 def number(amount: Any, form: str = ".3f") -> str:
     """Write a number, or a dash where there is none."""
-    return format(amount, form) if isinstance(amount, int | float) and not isinstance(amount, bool) else "–"
+    return format(amount, form) if isinstance(amount, int | float) and not isinstance(amount, bool) else "-"
 
 
 def signed(amount: Any) -> str:
@@ -128,7 +128,7 @@ def markdown(facts: Mapping[str, Any], figures: Sequence[Figure]) -> str:
 
 def _arm_cells(row: Mapping[str, Any]) -> tuple[Any, ...]:
     score = row["score"]
-    shown = ("–", "–", "–", "–")
+    shown = ("-", "-", "-", "-")
     if score:
         interval, gap = score["interval"], score["difference_interval"]
         shown = (

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from crossover.data.tokenizer import Tokenizer
 from crossover.errors import CheckpointError
 from crossover.model.backbone import Backbone, make_config, wrap
-from crossover.model.shapes import Shape
+from crossover.model.shapes import Shape, parameters
 from crossover.records import Vocabulary
 
 
@@ -72,19 +72,26 @@ def read_llama2c(path: Path) -> Backbone:
     try:
         raw = path.read_bytes()
         width, mlp, depth, heads, kv_heads, vocabulary, context = struct.unpack("7i", raw[:28])
-        if min(width, mlp, depth, heads, kv_heads, context) <= 0 or width % heads or depth > 10_000:
+        if min(width, mlp, depth, heads, kv_heads, context, abs(vocabulary)) <= 0 or width % heads or heads % kv_heads:
             raise ValueError("its header makes no sense")
     except (OSError, struct.error, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as a llama2.c model: {error}") from None
     # A negative vocabulary size marks a head of its own.
     shape = Shape("llama", abs(vocabulary), width, depth, heads, kv_heads, width // heads, mlp, vocabulary > 0)
     words = Vocabulary(shape.vocabulary, shape.vocabulary, bos_id=1, eos_id=2, mask_id=shape.vocabulary)
+    expected = 28 + 4 * _llama2c_floats(shape, context)
+    if len(raw) != expected:
+        raise CheckpointError(f"{path}: has {len(raw)} bytes where its header asks for {expected}; is it truncated?")
     model = wrap(make_config(shape, words, context=context), words)
-    _load(model, _llama2c_weights(np.frombuffer(raw, "<f4", offset=28), shape, context, path), path)
+    _load(model, _llama2c_weights(np.frombuffer(raw, "<f4", offset=28), shape, context), path)
     return model.eval()
 
 
-def _llama2c_weights(values: np.ndarray, shape: Shape, context: int, path: Path) -> dict[str, Tensor]:
+def _llama2c_floats(shape: Shape, context: int) -> int:
+    return parameters(shape) + context * shape.head_width
+
+
+def _llama2c_weights(values: np.ndarray, shape: Shape, context: int) -> dict[str, Tensor]:
     head = shape.head_width
     q_width, kv_width = shape.heads * head, shape.kv_heads * head
     layout = [
@@ -103,8 +110,6 @@ def _llama2c_weights(values: np.ndarray, shape: Shape, context: int, path: Path)
     def take(*size: int) -> Tensor:
         nonlocal place
         count = int(np.prod(size))
-        if place + count > len(values):
-            raise CheckpointError(f"{path}: is truncated: {4 * len(values) + 28} bytes")
         place += count
         return torch.from_numpy(values[place - count : place].reshape(size).copy())
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -44,9 +45,12 @@ def export(
         if config.tie_word_embeddings:
             kept.pop("lm_head.weight", None)
         save_file(kept, temporary / "model.safetensors", metadata={"format": "pt"})
+        for name in ("config.json", "model.safetensors"):
+            with (temporary / name).open("rb") as written:
+                os.fsync(written.fileno())
         tokenizer.save(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        raise RunError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from None

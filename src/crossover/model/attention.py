@@ -19,8 +19,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from crossover.records import Pattern
 
 NAME = "crossover"
-# Up to here a materialised score matrix beats torch's fused CPU kernel (docs/performance.md).
-MATERIALISE_UP_TO = 1024
+# Up to here a materialised score matrix beats torch's fused CPU kernel: always for two streams, whose halves it can
+# treat apart, and in bfloat16 for the other patterns.
+MATERIALISE_UP_TO = 512
 
 
 def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
@@ -28,7 +29,8 @@ def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
 
     Two-stream inputs are `clean` positions 0..C-1, then for each block of S tokens a noisy copy of S + 1 inputs:
     the clean token before the block and the block itself. A noisy copy sees itself and the clean stream strictly
-    before its first position. S tokens after BOS form block 1, and BOS is block 0.
+    before its first position. A block of the clean stream is S inputs from BOS on, those whose states predict the S
+    tokens of a block: whole clean blocks lie before each noisy copy, so no state depends on where the window ends.
 
     Args:
         pattern: The pattern.
@@ -44,7 +46,7 @@ def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
         return key <= query
     size = pattern.block
     if pattern.kind == "block_causal":
-        return (key + size - 1) // size <= (query + size - 1) // size
+        return key // size <= query // size
     clean = pattern.clean
     query_block, key_block = (query - clean) // (size + 1), (key - clean) // (size + 1)
     inside = Pattern(pattern.clean_kind, 0 if pattern.clean_kind == "causal" else size)
@@ -75,20 +77,26 @@ class Plan:
     block_mask: Any = None
 
 
-def choose_back_end(device: torch.device, inputs: int, dropout: float = 0.0) -> str:
+def choose_back_end(
+    pattern: Pattern, inputs: int, device: torch.device, *, low_precision: bool = False, dropout: float = 0.0
+) -> str:
     """Choose the fastest back end that can compute the pattern here.
 
     Args:
-        device: Where the model is.
+        pattern: The pattern.
         inputs: Input positions N.
+        device: Where the model is.
+        low_precision: Whether attention is computed in bfloat16.
         dropout: Attention dropout; FlexAttention has none.
 
     Returns:
-        "flex" on CUDA, "materialised" on a CPU up to N = 1024, else "sdpa".
+        "flex", "materialised" or "sdpa".
     """
     if device.type == "cuda":
         return "flex" if dropout == 0.0 else "sdpa"
-    return "materialised" if inputs <= MATERIALISE_UP_TO else "sdpa"
+    if pattern.kind == "two_stream":
+        return "materialised" if inputs <= 4 * MATERIALISE_UP_TO else "sdpa"
+    return "materialised" if low_precision and inputs <= MATERIALISE_UP_TO else "sdpa"
 
 
 def mask_NN(pattern: Pattern, inputs: int, device: torch.device | str = "cpu") -> Tensor:
@@ -113,6 +121,8 @@ def make_plan(pattern: Pattern, inputs: int, device: torch.device, dtype: torch.
     """
     if back_end == "flex":
         return Plan(pattern, back_end, block_mask=_flex_mask(pattern, inputs, device))
+    if back_end == "sdpa" and pattern.kind == "causal":
+        return Plan(pattern, back_end)  # the kernel knows this mask by itself
     # Masks are made outside inference mode and autograd, so that training and scoring can share them.
     with torch.inference_mode(False), torch.no_grad():
         return _dense_plan(pattern, mask_NN(pattern, inputs, device)[None, None], dtype, back_end)
@@ -139,7 +149,8 @@ def make_document_plan(pattern: Pattern, documents_BN: Tensor, dtype: torch.dtyp
 
 def _dense_plan(pattern: Pattern, allowed: Tensor, dtype: torch.dtype, back_end: str) -> Plan:
     if back_end == "sdpa" or pattern.kind != "two_stream":
-        return Plan(pattern, back_end, bias=None if bool(allowed.all()) else _bias(allowed, dtype))
+        open_to_all = pattern.kind == "full" and bool(allowed.all())
+        return Plan(pattern, back_end, bias=None if open_to_all else _bias(allowed, dtype))
     clean, width = pattern.clean, pattern.block + 1
     noisy = allowed[..., clean:, clean:]
     blocks = noisy.shape[-1] // width
@@ -215,8 +226,10 @@ def attend(
         return _flex(query, key, value, plan, scale), None
     if plan.back_end == "sdpa":
         grouped = query.shape[1] != key.shape[1]
+        causal = plan.pattern.kind == "causal" and plan.bias is None
+        bias = None if plan.bias is None else plan.bias.to(value.dtype)
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=_as(plan.bias, value), dropout_p=dropout, scale=scale, enable_gqa=grouped
+            query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
         )
         return mixed.transpose(1, 2), None
     repeats = query.shape[1] // key.shape[1]
@@ -224,10 +237,6 @@ def attend(
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     compute = _two_streams if plan.pattern.kind == "two_stream" else _materialised
     return compute(query * scale, key, value, plan, dropout).transpose(1, 2), None
-
-
-def _as(bias: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if bias is None else bias.to(like.dtype)
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:

@@ -54,7 +54,8 @@ class Backbone(nn.Module):
             The plan to hand to `states` or `forward`.
         """
         dropout = float(getattr(self.inner.config, "attention_dropout", 0.0)) if self.training else 0.0
-        back_end = attention.choose_back_end(self.device, inputs, dropout)
+        low = torch.is_autocast_enabled(self.device.type)
+        back_end = attention.choose_back_end(pattern, inputs, self.device, low_precision=low, dropout=dropout)
         if documents_BN is not None:
             return attention.make_document_plan(pattern, documents_BN, torch.float32, back_end)
         return attention.make_plan(pattern, inputs, self.device, torch.float32, back_end)
@@ -208,9 +209,7 @@ def build(
     Returns:
         The backbone on the CPU, float32.
     """
-    config = make_config(
-        shape, vocabulary, context=context, rope_theta=rope_theta, attention_dropout=attention_dropout
-    )
+    config = make_config(shape, vocabulary, context=context, rope_theta=rope_theta, attention_dropout=attention_dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "init"))
         return wrap(config, vocabulary, residual_dropout)

@@ -34,7 +34,9 @@ def nll_R(states_RD: Tensor, head_PD: Tensor, targets_R: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(states_RD, head_PD).float(), targets_R, reduction="none")
 
 
-def weighted_nll(states_RD: Tensor, head_PD: Tensor, targets_R: Tensor, weights_R: Tensor, data_tokens: float) -> Tensor:
+def weighted_nll(
+    states_RD: Tensor, head_PD: Tensor, targets_R: Tensor, weights_R: Tensor, data_tokens: float
+) -> Tensor:
     """Compute the loss of every objective: sum of weight x nats, per data token.
 
     Args:

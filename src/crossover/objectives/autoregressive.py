@@ -60,6 +60,8 @@ class Autoregressive:
         permuted = np.take_along_axis(whole, order_BN, 1)
         inputs, targets, positions = permuted[:, :-1], permuted[:, 1:], order_BN[:, :-1]
         documents = documents_of(whole, vocabulary)
+        if documents is not None and self.orders > 1:
+            raise ValueError("orders above 1 need data.attend_across_documents; borders show what is not read yet")
         if documents is not None:
             documents = np.take_along_axis(documents, order_BN, 1)[:, :-1]
         weights = np.ones(targets.shape, np.float32)

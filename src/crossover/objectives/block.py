@@ -11,7 +11,17 @@ from crossover.model.shapes import Workload, live_entries
 from crossover.objectives.autoregressive import Autoregressive
 from crossover.objectives.masked import Masked
 from crossover.objectives.schedules import Linear
-from crossover.objectives.windows import Ints, Mask, Masks, documents_of, exact_masks, pad_reads, strata, with_bos
+from crossover.objectives.windows import (
+    Ints,
+    Mask,
+    Masks,
+    documents_of,
+    ends_before,
+    exact_masks,
+    pad_reads,
+    strata,
+    with_bos,
+)
 from crossover.records import Example, Pattern, Vocabulary
 from crossover.registry import Component, register
 
@@ -52,15 +62,25 @@ def lay_out(tokens_BT: Ints, hidden_BT: Mask, size: int, clean: int, vocabulary:
     masked = np.where(hidden_BT, vocabulary.mask_id, tokens_BT)
     copies = np.concatenate([whole[:, :1], masked], axis=1)[:, index]
     copies[:, :, 0] = whole[:, index[:, 0]]
-    positions = np.concatenate([np.arange(clean), index.ravel()])
-    documents = documents_of(whole, vocabulary)
     token = np.arange(context)
     return Layout(
         inputs_BN=np.concatenate([whole[:, :clean], copies.reshape(len(tokens_BT), -1)], axis=1),
-        positions_N=positions,
+        positions_N=np.concatenate([np.arange(clean), index.ravel()]),
         read_T=clean + (token // size) * (size + 1) + token % size,
-        documents_BN=None if documents is None else documents[:, positions],
+        documents_BN=_documents(whole, copies, clean, vocabulary),
     )
+
+
+def _documents(whole_BN: Ints, copies_BKN: Ints, clean: int, vocabulary: Vocabulary) -> Ints | None:
+    documents = documents_of(whole_BN, vocabulary)
+    if documents is None:
+        return None
+    # A copy knows the borders up to its first input, which is clean, and from there on only those that it shows.
+    size = copies_BKN.shape[2] - 1
+    known = ends_before(whole_BN, vocabulary)[:, : whole_BN.shape[1] - 1 : size, None]
+    numbers = (known + ends_before(copies_BKN, vocabulary)).reshape(len(whole_BN), -1)
+    numbers[:, 0] = -1
+    return np.concatenate([documents[:, :clean], numbers], axis=1)
 
 
 @register("objective", "block")
@@ -159,6 +179,8 @@ class Block:
     def _dispatch(self, context: int) -> Autoregressive | Masked | None:
         if context % self.size:
             raise ValueError(f"block size {self.size} does not divide the context {context}")
+        if self.autoregressive_weight and self.size in (1, context):
+            raise ValueError(f"autoregressive_weight needs a clean stream, and block size {self.size} has none")
         if self.size == 1:
             return Autoregressive()
         return Masked(self.count, self.noise, self.eps) if self.size == context else None
@@ -168,7 +190,9 @@ class Block:
         return context if self.autoregressive_weight else context - self.size
 
     def _pattern(self, context: int) -> Pattern:
-        return Pattern("two_stream", self.size, self._clean(context), {"block": "block_causal"}.get(self.clean, "causal"))
+        return Pattern(
+            "two_stream", self.size, self._clean(context), {"block": "block_causal"}.get(self.clean, "causal")
+        )
 
     def _masks(self, groups: int, rng: np.random.Generator) -> Masks:
         if self.count == "exact":

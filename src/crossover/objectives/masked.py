@@ -48,7 +48,8 @@ class Masked:
     @property
     def is_bound(self) -> bool:
         """Whether the expected loss bounds the negative log-likelihood."""
-        return self.count == "exact" or (self.noise.is_bound and self.eps == 0)
+        # A visible prefix predicts all hidden tokens alike, which no order of unmasking adds up to.
+        return self.suffix_share == 0 and (self.count == "exact" or (self.noise.is_bound and self.eps == 0))
 
     def corrupt(self, tokens_BT: Ints, rng: np.random.Generator, vocabulary: Vocabulary) -> Example:
         """Hide tokens and read the states just before them.
@@ -61,7 +62,7 @@ class Masked:
         Returns:
             T + 1 inputs a window, the states before hidden tokens read.
         """
-        windows, context = tokens_BT.shape
+        context = tokens_BT.shape[1]
         masks = self._masks(tokens_BT, rng, vocabulary)
         hidden = self._as_suffixes(masks.hidden_KS, rng)
         whole = with_bos(tokens_BT, vocabulary)
@@ -75,7 +76,7 @@ class Masked:
             targets_R=tokens_BT[row, column],
             weights_R=masks.weights_K[row].astype(np.float32),
             data_tokens=tokens_BT.size,
-            documents_BN=documents_of(whole, vocabulary),
+            documents_BN=documents_of(inputs, vocabulary),
         )
         return pad_reads(example, masks.reads)
 

@@ -65,13 +65,26 @@ def with_bos(tokens_BT: Ints, vocabulary: Vocabulary) -> Ints:
 
 
 def documents_of(window_BN: Ints, vocabulary: Vocabulary) -> Ints | None:
-    """Number the documents inside each window (BOS is -1, seen by all), or None where borders do not count."""
+    """Number the documents inside each window (BOS is -1, seen by all), or None where borders do not count.
+
+    Args:
+        window_BN: BOS and tokens as the model sees them: a hidden end of document must not show as a border.
+        vocabulary: Says whether borders count.
+
+    Returns:
+        The numbers [B, N], or None.
+    """
     if not vocabulary.separate_documents:
         return None
-    ends = window_BN == vocabulary.eos_id
-    numbers = np.cumsum(ends, axis=1) - ends
+    numbers = ends_before(window_BN, vocabulary)
     numbers[:, 0] = -1
     return numbers
+
+
+def ends_before(inputs: Ints, vocabulary: Vocabulary) -> Ints:
+    """Count the visible ends of documents strictly before each input, along the last axis."""
+    ends = inputs == vocabulary.eos_id
+    return np.cumsum(ends, axis=-1) - ends
 
 
 def strata(count: int, rng: np.random.Generator) -> Floats:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from crossover.errors import RecipeError
 from crossover.model.backbone import Backbone
 from crossover.sampling.picking import Picking
 
@@ -34,7 +35,15 @@ class AutoregressiveSampler:
 
         Returns:
             The drawn ids, up to and without the end-of-document token.
+
+        Raises:
+            RecipeError: Prompt and wanted tokens do not fit into the window.
         """
+        context = int(model.inner.config.max_position_embeddings) - 1
+        if len(prompt) + n_tokens > context:
+            raise RecipeError(
+                f"prompt ({len(prompt)} tokens) and {n_tokens} new ones exceed the model's window of {context}"
+            )
         model.eval()
         generator = torch.Generator().manual_seed(seed)
         cache: Any = None

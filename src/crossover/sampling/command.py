@@ -37,7 +37,9 @@ def sample_folder(
     have = list(dict.fromkeys(modes[name] for name in facts["modes"] if name in modes))
     wanted = modes.get(str(facts["best_mode"]), "") if mode == "best" else mode
     if wanted not in have:
-        raise RecipeError(f"{folder}: cannot sample in mode '{wanted or mode}'; this model has: {', '.join(have) or '-'}")
+        raise RecipeError(
+            f"{folder}: cannot sample in mode '{wanted or mode}'; this model has: {', '.join(have) or '-'}"
+        )
     ids = tokenizer.encode(prompt).tolist()
     if len(ids) + n_tokens > context:
         raise RecipeError(f"the prompt's {len(ids)} tokens and {n_tokens} new ones exceed the window of {context}")

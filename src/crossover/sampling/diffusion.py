@@ -32,6 +32,10 @@ class MaskedSampler:
     order: Literal["random", "confidence", "left_to_right"] = "random"
     tokens_per_pass: int = 1
 
+    def __post_init__(self) -> None:
+        if self.tokens_per_pass < 1:
+            raise RecipeError(f"tokens_per_pass must be at least 1, not {self.tokens_per_pass}")
+
     @torch.inference_mode()
     def generate(self, model: Backbone, prompt: Sequence[int], n_tokens: int, seed: int) -> list[int]:
         """Continue a prompt.

@@ -103,7 +103,7 @@ def make_card(
     one = len(documents) < 2
     index, count = (np.arange(len(windows)), len(windows)) if one else (index, len(documents))
     nats, size, tokens = (
-        np.bincount(index, weights=values, minlength=count)
+        np.bincount(index, weights=values, minlength=count).astype(np.float64)
         for values in (nats_W, windows.bytes_W, windows.lengths_W)
     )
     loss, loss_error = ratio(nats, tokens)
@@ -151,6 +151,4 @@ def modes_of(objectives: Sequence[str], context: int) -> tuple[str, ...]:
     Returns:
         Names of procedures, each once.
     """
-    return tuple(
-        dict.fromkeys(mode for name in objectives for mode in component_of("objective", name).modes(context))
-    )
+    return tuple(dict.fromkeys(mode for name in objectives for mode in component_of("objective", name).modes(context)))

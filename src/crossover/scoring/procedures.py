@@ -118,11 +118,12 @@ class LeftToRight:
             window, token = window_Q[part], token_Q[part]
             hidden = np.arange(context) >= token[:, None]
             whole = with_bos(windows.tokens_WT[window], vocabulary)
+            shown = np.where(np.pad(hidden, ((0, 0), (1, 0))), vocabulary.mask_id, whole)
             yield Rows(
-                inputs_QN=np.where(np.pad(hidden, ((0, 0), (1, 0))), vocabulary.mask_id, whole),
+                inputs_QN=shown,
                 positions_N=np.arange(context + 1),
                 pattern=Pattern("full"),
-                documents_QN=documents_of(whole, vocabulary),
+                documents_QN=documents_of(shown, vocabulary),
                 reads_R=np.arange(len(part)) * (context + 1) + token,
                 targets_R=windows.tokens_WT[window, token],
                 weights_R=weight_Q[part],
@@ -135,7 +136,7 @@ class LeftToRight:
             if length <= self.positions:
                 chosen, factor = np.arange(length), 1.0
             else:
-                rng = stream(0, "positions", index, int(length))
+                rng = stream(0, "positions", windows.keys_W[index])
                 chosen = np.sort(rng.choice(length, self.positions, replace=False))
                 factor = float(length) / self.positions
             window.append(np.full(len(chosen), index))
@@ -174,6 +175,8 @@ class Bound:
         """Yield K rows per window."""
         context = windows.tokens_WT.shape[1]
         size = self.block or context
+        if context % size or size == 1:
+            raise RecipeError(f"'{self.name}': a block must be longer than 1 and divide the window of {context} tokens")
         inputs = context + 1 if size == context else context - size + context // size * (size + 1)
         for part in _parts(len(windows) * self.draws, inputs):
             window = part // self.draws
@@ -193,13 +196,13 @@ class Bound:
         context = windows.tokens_WT.shape[1]
         hidden, weights = np.ones((len(window_Q), context), bool), np.zeros((len(window_Q), context))
         for row, (window, draw) in enumerate(zip(window_Q, draw_Q, strict=True)):
-            length = int(windows.lengths_W[window])
+            length, key = int(windows.lengths_W[window]), windows.keys_W[window]
             for start in range(0, length, size):
                 scored = min(size, length - start)
                 # One stream per block holds all draws' strata, so that draws of a window share them out.
-                level = strata(self.draws, stream(0, "levels", int(window), start))[draw]
+                level = strata(self.draws, stream(0, "levels", key, start))[draw]
                 count = min(scored, int(np.ceil(level * scored)))
-                masked = stream(0, "draw", int(window), start, int(draw)).permutation(scored)[:count]
+                masked = stream(0, "draw", key, start, int(draw)).permutation(scored)[:count]
                 hidden[row, start : start + scored] = False
                 hidden[row, start + masked] = True
                 weights[row, start + masked] = scored / count
@@ -214,7 +217,7 @@ class Bound:
                 "inputs_QN": shown,
                 "positions_N": np.arange(context + 1),
                 "pattern": Pattern("full"),
-                "documents_QN": documents_of(whole, vocabulary),
+                "documents_QN": documents_of(shown, vocabulary),
             }
             return {"rows": rows, "inputs": context + 1, "read_T": np.arange(context)}
         layout = lay_out(tokens_QT, hidden_QT, size, context - size, vocabulary)
@@ -247,6 +250,7 @@ def procedure_of(name: str, *, draws: int, positions: int) -> Procedure:
     Raises:
         RecipeError: There is no such procedure.
     """
+    name = name.replace(",causal", ", causal")
     if name == "ar":
         return ChainRule()
     if name == "l2r":

@@ -5,14 +5,17 @@ Suffixes: W windows, T data tokens.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossover.errors import DataError
-from crossover.streams import stream
+from crossover.streams import digest, stream
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,27 @@ class ScoringWindows:
     def __len__(self) -> int:
         return len(self.lengths_W)
 
+    @cached_property
+    def keys_W(self) -> tuple[int, ...]:
+        """Address of each window's random numbers: its text, so that no other window has a say in its score.
+
+        Windows of the same text are told apart by counting, so that their draws stay independent.
+        """
+        seen: Counter[str] = Counter()
+        keys = []
+        for tokens, length in zip(self.tokens_WT, self.lengths_W, strict=True):
+            text = hashlib.blake2b(tokens[:length].astype("<i8").tobytes(), digest_size=16).hexdigest()
+            keys.append(digest(0, text, seen[text]))
+            seen[text] += 1
+        return tuple(keys)
+
 
 def cut(
-    documents: Sequence[NDArray[np.int64]], token_bytes_V: NDArray[np.int64], context: int, limit: int | None, split: str
+    documents: Sequence[NDArray[np.int64]],
+    token_bytes_V: NDArray[np.int64],
+    context: int,
+    limit: int | None,
+    split: str,
 ) -> ScoringWindows:
     """Cut documents into disjoint windows and choose some of them.
 
@@ -61,8 +82,9 @@ def cut(
         for index, document in enumerate(documents)
         for start in range(0, len(document), context)
     ]
-    if len(pieces) < 2:
-        raise DataError(f"the {split} text has {len(pieces)} window(s) of {context} tokens; at least 2 are needed")
+    if min(len(pieces), 2 if limit is None else limit) < 2:
+        have = f"the {split} text has {len(pieces)} window(s) of {context} tokens"
+        raise DataError(f"{have}, of which {limit or 'all'} are to be scored; at least 2 are needed for an uncertainty")
     if limit is not None and limit < len(pieces):
         chosen = np.sort(stream(0, f"windows-{split}", context).choice(len(pieces), limit, replace=False))
         pieces = [pieces[index] for index in chosen]

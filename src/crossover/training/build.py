@@ -76,7 +76,7 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
     objectives = {name: component_of("objective", name) for name in recipe.controller.objectives()}
     shape = shape_of(recipe.model, text.vocabulary.size)
     prices = _prices(recipe, shape, text, objectives)
-    choices = Choices(**recorded["choices"]) if recorded else _choose(recipe, prices, objectives)
+    choices = Choices(**recorded["choices"]) if recorded else _choose(recipe, prices)
     torch.set_num_threads(choices.threads)
     model = build(
         shape,
@@ -106,17 +106,14 @@ def _prices(recipe: Recipe, shape: Shape, text: PreparedText, objectives: Mappin
         raise RecipeError(f"controller: {error} (data.context)") from None
 
 
-def _choose(recipe: Recipe, prices: Mapping[str, float], objectives: Mapping[str, Any]) -> Choices:
-    inputs = int(max(objective.workload(recipe.data.context).inputs for objective in objectives.values()))
+def _choose(recipe: Recipe, prices: Mapping[str, float]) -> Choices:
     torch.set_num_threads(recipe.training.threads or torch.get_num_threads())
-    quick = decide(recipe.training, inputs=inputs, dropout=recipe.model.attention_dropout, expected_seconds=0.0)
+    quick = decide(recipe.training, expected_seconds=0.0)
     budget, price = recipe.budget, max(prices.values())
     rate = EXPECTED_SHARE * matmul_flops_per_second(quick.precision, quick.device)
     flops = budget.amount if budget.currency == "flops" else budget.amount * price
     seconds = budget.amount * 60 if budget.currency == "minutes" else flops / rate
-    return decide(
-        recipe.training, inputs=inputs, dropout=recipe.model.attention_dropout, expected_seconds=seconds
-    )
+    return decide(recipe.training, expected_seconds=seconds)
 
 
 def _stepper(

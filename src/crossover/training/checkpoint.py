@@ -20,7 +20,9 @@ from crossover.errors import CheckpointError, RunError
 PREFIX = "step-"
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], tree: Mapping[str, Any], keep: int) -> Path:
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], tree: Mapping[str, Any], keep: int
+) -> Path:
     """Write a checkpoint, then forget the oldest ones.
 
     Args:
@@ -59,7 +61,9 @@ def write_folder(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], tree:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, group in tensors.items():
-            save_file({key: value.detach().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
+            save_file(
+                {key: value.detach().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors"
+            )
         (temporary / "state.json").write_text(json.dumps(tree, indent=1), "utf-8")
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "checksums.json").write_text(json.dumps(sums, indent=1), "utf-8")
@@ -77,7 +81,9 @@ def write_folder(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], tree:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{final}: cannot be written: {reason}; free some space or mend the folder, then start again") from None
+        raise RunError(
+            f"{final}: cannot be written: {reason}; free some space or mend the folder, then start again"
+        ) from None
 
 
 def existing(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from crossover.model.attention import choose_back_end
+from crossover.records import Pattern
 from crossover.training import machine
 
 
@@ -29,4 +30,5 @@ def examine() -> Iterator[str]:
     compiler = machine.compiler()
     yield f"compile: {f'possible with {compiler}' if compiler else 'no C++ compiler, so runs are eager'}"
     for inputs in (129, 513, 2049):
-        yield f"attention of {inputs} inputs: {choose_back_end(torch.device(device), inputs)}"
+        chosen = choose_back_end(Pattern("full"), inputs, torch.device(device), low_precision=fast)
+        yield f"attention of {inputs} inputs: {chosen}"

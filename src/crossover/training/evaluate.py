@@ -147,5 +147,3 @@ def _copy(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 def improves(best: Mapping[str, Mapping[str, float]], name: str, card: ScoreCard) -> bool:
     """Say whether a dev score is the best so far under its procedure."""
     return name not in best or card.bits_per_byte < best[name]["bits_per_byte"]
-
-

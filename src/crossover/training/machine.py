@@ -26,7 +26,6 @@ class Choices:
         precision: "float32" or "bfloat16" compute; weights are float32 always.
         compile: Whether the step's forward is compiled.
         threads: CPU threads.
-        attention: Back end of attention at the training length.
         reason: Why precision and compilation are as they are.
     """
 
@@ -34,7 +33,6 @@ class Choices:
     precision: str
     compile: bool
     threads: int
-    attention: str
     reason: str
 
 
@@ -62,20 +60,16 @@ def compiler() -> str | None:
     return shutil.which(wanted) if wanted else shutil.which("g++") or shutil.which("clang++")
 
 
-def decide(training: TrainingRecipe, *, inputs: int, dropout: float, expected_seconds: float) -> Choices:
+def decide(training: TrainingRecipe, *, expected_seconds: float) -> Choices:
     """Decide how a run computes.
 
     Args:
         training: What the recipe asks for.
-        inputs: Input positions of the longest objective.
-        dropout: Attention dropout.
         expected_seconds: Length of the run if nothing were compiled.
 
     Returns:
         The choices.
     """
-    from crossover.model.attention import choose_back_end
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     fast, why = fast_bfloat16(device)
     precision = training.precision if training.precision != "auto" else "bfloat16" if fast else "float32"
@@ -85,7 +79,6 @@ def decide(training: TrainingRecipe, *, inputs: int, dropout: float, expected_se
         precision=precision,
         compile=compiled,
         threads=training.threads or _cores(),
-        attention=choose_back_end(torch.device(device), inputs, dropout),
         reason=f"{precision}: {why if training.precision == 'auto' else 'asked for'}; {because}",
     )
 
@@ -121,10 +114,10 @@ def matmul_flops_per_second(precision: str, device: str, *, size: int = 512, sec
     import time
 
     left = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
-    left @ left
+    torch.matmul(left, left)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        left @ left
+        torch.matmul(left, left)
         count += 1
         if device == "cuda":
             torch.cuda.synchronize()

@@ -119,9 +119,7 @@ class Muon:
         return [muon, _adamw(groups, self.learning_rate, (self.beta1, self.beta2), self.eps)]
 
 
-def _adamw(
-    groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], eps: float
-) -> torch.optim.Optimizer:
+def _adamw(groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
     import torch
 
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=True)

@@ -56,7 +56,9 @@ class Run:
     flushed: tuple[float, int] = (0.0, 0)
 
 
-def train(recipe: Recipe, text: PreparedText, folder: Path, recorder: Recorder, recorded: Mapping[str, Any] | None) -> None:
+def train(
+    recipe: Recipe, text: PreparedText, folder: Path, recorder: Recorder, recorded: Mapping[str, Any] | None
+) -> None:
     """Run a recipe to the end of its budget, from its newest checkpoint if there is one.
 
     Args:
@@ -181,8 +183,8 @@ def _average(run: Run) -> None:
     if run.averaged is None:
         return
     decay = run.workshop.recipe.training.ema_decay or 0.0
-    parameters_now = [value.detach() for _, value in run.workshop.model.inner.named_parameters()]
-    torch._foreach_lerp_(list(run.averaged.values()), parameters_now, 1 - decay)
+    for name, value in run.workshop.model.inner.named_parameters():
+        run.averaged[name].lerp_(value, 1 - decay)
 
 
 def _flush(run: Run) -> None:
@@ -255,9 +257,7 @@ def _evaluate(run: Run) -> None:
             if improves(best, name, card):
                 best[name] = {"step": run.state.step, "bits_per_byte": card.bits_per_byte}
                 _keep_best(run, name, best[name])
-    run.state = replace(
-        run.state, best=best, next_evaluation=due, evaluation_flops=run.state.evaluation_flops + flops
-    )
+    run.state = replace(run.state, best=best, next_evaluation=due, evaluation_flops=run.state.evaluation_flops + flops)
 
 
 def _keep_best(run: Run, name: str, row: Mapping[str, float]) -> None:
@@ -280,9 +280,7 @@ def _save(run: Run) -> None:
     # Records first: a checkpoint must never be ahead of them.
     run.recorder.flush()
     run.recorder.ledger(_ledger(run))
-    tree = {
-        "state": run.state.to_tree(), "recipe": fingerprint(to_tree(recipe)), "bad_steps": run.bad_steps
-    }
+    tree = {"state": run.state.to_tree(), "recipe": fingerprint(to_tree(recipe)), "bad_steps": run.bad_steps}
     checkpoint.save(run.folder / "checkpoints", run.state.step, _tensors(run), tree, recipe.training.keep_checkpoints)
 
 

@@ -88,7 +88,9 @@ class Switch:
         seen = f"the text has been seen {progress.epochs:.2f} times"
         if progress.epochs < self.at_epochs:
             return state, Decision(self.before, f"{seen}; {self.before.describe()} until {self.at_epochs:g} epochs")
-        return state, Decision(self.after, f"{seen}, the recipe's {self.at_epochs:g}: shifting to {self.after.describe()}")
+        return state, Decision(
+            self.after, f"{seen}, the recipe's {self.at_epochs:g}: shifting to {self.after.describe()}"
+        )
 
 
 @register("controller", "ramp")

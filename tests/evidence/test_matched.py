@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from crossover.errors import RunError
+from crossover.evidence.match import prove_matched
+from crossover.trees import flatten
+
+Build = Callable[[str, int], dict[str, Any]]
+
+
+def runs_of(build: Build) -> list[dict[str, Any]]:
+    return [build(arm, seed) for arm in ("ar", "masked") for seed in (0, 1)]
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        tree = tree[part]
+    tree[last] = value
+
+
+def changed(value: Any) -> Any:
+    if isinstance(value, bool) or value is None:
+        return "on"
+    return f"not {value}" if isinstance(value, str) else 2 * value + 1
+
+
+def test_matched_runs_are_proven_and_the_declared_is_told(plain_run: Build) -> None:
+    proof = prove_matched(runs_of(plain_run), vary="controller")
+    assert proof.matched, proof.mismatches
+    assert set(proof.declared) == {"controller.mix.autoregressive", "controller.mix.masked"}
+    assert proof.checked > 20 and proof.runs == 4
+
+
+def test_every_single_key_change_in_any_run_is_caught(plain_run: Build) -> None:
+    skipped = {"recipe.name", "manifest.machine.cores", "ledger.unique_tokens", "ledger.epochs"}
+    spent = {"ledger.exposures.autoregressive", "ledger.flops_by_objective.autoregressive", "ledger.evaluation_flops"}
+    keys = set(flatten(plain_run("ar", 0))) - skipped - spent - {"ledger.data_tokens"}
+    keys = {key for key in keys if not key.startswith("recipe.controller")}
+    assert len(keys) > 20
+    for key in sorted(keys):
+        for place in range(4):
+            runs = runs_of(plain_run)
+            before = flatten(runs[place])[key]
+            set_key(runs[place], key, changed(before))
+            found = prove_matched(runs, vary="controller").mismatches
+            assert [item.key for item in found], f"{key} of run {place} was not caught"
+            assert any(item.key == key or item.key == "recipe.seed" for item in found), (key, found)
+
+
+@pytest.mark.parametrize("key", ["data_hash", "data_order", "tokenizer_hash", "versions", "choices", "budget"])
+def test_what_was_not_recorded_in_any_run_proves_nothing(plain_run: Build, key: str) -> None:
+    runs = runs_of(plain_run)
+    for run in runs:
+        del run["manifest"][key]
+    assert any(item.key.startswith(f"manifest.{key}") for item in prove_matched(runs, vary="controller").mismatches)
+
+
+def test_tunable_keys_may_differ_but_only_those(plain_run: Build) -> None:
+    runs = runs_of(plain_run)
+    for run in runs[2:]:
+        run["recipe"]["training"]["clip_norm"] = 2.0
+    assert not prove_matched(runs, vary="controller").matched
+    proof = prove_matched(runs, vary="controller", tunable=["training.clip_norm"])
+    assert proof.matched and "training.clip_norm" in proof.declared
+
+
+def test_a_prefix_of_a_key_is_not_that_key(plain_run: Build) -> None:
+    runs = runs_of(plain_run)
+    runs[0]["recipe"]["training"]["clip_norm"] = 2.0
+    assert not prove_matched(runs, vary="controller", tunable=["training.clip"]).matched
+
+
+@pytest.mark.parametrize(("factor", "matched"), [(1.0049, True), (0.9951, True), (1.0051, False), (1.02, False)])
+def test_spent_flops_agree_within_half_a_percent(plain_run: Build, factor: float, matched: bool) -> None:
+    runs = runs_of(plain_run)
+    for run in runs:
+        run["ledger"]["data_tokens"] = 1_000_000
+    runs[1]["ledger"]["flops"] *= factor
+    assert prove_matched(runs, vary="controller").matched is matched
+
+
+def test_one_step_of_a_short_run_is_no_mismatch(plain_run: Build) -> None:
+    runs = runs_of(plain_run)
+    for run in runs:
+        run["ledger"]["data_tokens"] = 5000
+    runs[1]["ledger"]["flops"] *= 1.015
+    assert prove_matched(runs, vary="controller").matched
+
+
+def test_a_missing_seed_and_a_doubled_run_are_caught(plain_run: Build) -> None:
+    assert not prove_matched(runs_of(plain_run)[:3], vary="controller").matched
+    doubled = [*runs_of(plain_run), copy.deepcopy(runs_of(plain_run)[0])]
+    assert any(item.key == "recipe.seed" for item in prove_matched(doubled, vary="controller").mismatches)
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(RunError, match="nothing to compare"):
+        prove_matched([], vary="controller")

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from crossover.errors import RunError
+from crossover.evidence.report import write_report
+from evidence.synthetic import AUTOREGRESSIVE, MASKED
+
+Make = Callable[..., Path]
+EVIL = '<script>alert("$1$")</script>'
+SWITCH = {"name": "switch", "at_epochs": 8, "before": {"autoregressive": 1.0}, "after": {"masked": 1.0}}
+
+
+def arms() -> dict[str, dict[str, object]]:
+    return {
+        "autoregressive": {"controller": AUTOREGRESSIVE, "modes": {"ar": lambda f: 3.0 - 0.8 * f}},
+        "masked": {
+            "controller": MASKED,
+            "modes": {"l2r": lambda f: 3.4 - 1.6 * f, "nelbo": lambda f: 3.5 - 1.6 * f},
+        },
+        "switch": {
+            "controller": SWITCH,
+            "modes": {"ar": lambda f: 3.0 - 0.9 * f, "nelbo": lambda f: 3.6 - f},
+            "handover_epoch": 8.0,
+        },
+    }
+
+
+class Links(HTMLParser):
+    """Collects what a browser would fetch, and checks that tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "data", "xlink:href", "srcset")]
+        if tag == "link":
+            self.fetched.append("link")
+
+
+def test_a_study_report_is_whole_and_needs_nothing_else(tmp_path: Path, make_study: Make) -> None:
+    folder = make_study(tmp_path / "study", arms())
+    page = write_report(folder).read_text()
+    links = Links()
+    links.feed(page)
+    assert all(link.startswith("#") for link in links.fetched), links.fetched
+    assert "script" not in links.tags and "@import" not in page and "url(http" not in page
+    for told in ("prefers-color-scheme: dark", "@media print", "width=device-width", "masked is best", "Crossings"):
+        assert told in page, told
+    assert "the plan changes at epoch 8" in page and '<span class="good">Yes.' in page
+    assert "passes autoregressive at" in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)), "two figures share an id"
+
+
+def test_figures_lie_beside_the_report_with_their_numbers(tmp_path: Path, make_study: Make) -> None:
+    folder = make_study(tmp_path / "study", arms())
+    write_report(folder)
+    for name in ("loss-against-compute", "loss-against-epochs", "test-scores"):
+        ElementTree.fromstring((folder / "report" / f"{name}.svg").read_text())
+        with open(folder / "report" / f"{name}.csv") as file:
+            assert len(list(csv.DictReader(file))) >= 3
+    with open(folder / "report" / "loss-against-compute.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["arm"] == "masked" and row["mode"] == "l2r"]
+    assert len(rows) == 2 * 10
+    assert all(float(row["best_so_far"]) <= float(row["bits_per_byte"]) + 1e-12 for row in rows)
+    facts = json.loads((folder / "report.json").read_text())
+    scored = {row["arm"]: row["score"]["bits_per_byte"] for row in facts["arms"]}
+    assert scored["masked"] < scored["switch"] < scored["autoregressive"]
+    headline = next(row for row in facts["crossings"] if row["challenger"] == "masked" and row["axis"] == "flops")
+    assert headline["status"] == "crossed" and headline["ci"][0] <= headline["root"] <= headline["ci"][1]
+    text = (folder / "report.md").read_text()
+    assert facts["verdict"] in text and f"{scored['masked']:.3f}" in text
+
+
+def test_names_are_escaped_everywhere(tmp_path: Path, make_run: Make) -> None:
+    run = make_run(tmp_path / "run", name=EVIL, manifest={"data_source": EVIL}, handover_epoch=8.0)
+    page = write_report(run).read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "<script" not in (run / "report.md").read_text()
+    assert "<script" not in (run / "report" / "loss-against-compute.svg").read_text()
+
+
+def test_a_mismatch_is_shown_in_red_and_stops_the_advice(tmp_path: Path, make_study: Make) -> None:
+    given = arms()
+    given["masked"]["manifest"] = {"tokenizer_hash": "another"}
+    folder = make_study(tmp_path / "study", given)
+    page = write_report(folder).read_text()
+    assert "The runs are not matched" in page and 'class="bad"><code>manifest.tokenizer_hash' in page
+    assert "Not a matched comparison" in page and "Take masked" not in page
+
+
+def test_an_unfinished_study_says_what_is_missing(tmp_path: Path, make_study: Make) -> None:
+    given = arms()
+    given["masked"]["finished"] = False
+    folder = make_study(tmp_path / "study", given)
+    page = write_report(folder).read_text()
+    assert "Preliminary: 2 run(s)" in page and "masked/seed-0" in page and "not finite 20 times" in page
+    assert "Not scored yet: masked." in page
+
+
+def test_a_study_that_has_not_begun_has_a_report(tmp_path: Path, make_study: Make) -> None:
+    folder = make_study(tmp_path / "study", arms(), seeds=[])
+    text = (folder / "study.yaml").read_text().replace("seeds: []", "seeds: [0]")
+    (folder / "study.yaml").write_text(text)
+    page = write_report(folder).read_text()
+    assert "No verdict yet: 0 of 3" in page and "Nothing has been measured yet" in page
+
+
+def test_a_single_run_has_a_report(tmp_path: Path, make_run: Make) -> None:
+    page = write_report(make_run(tmp_path / "run")).read_text()
+    assert "no other arm to compare it with" in page and "only one run" in page
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is no run folder"):
+        write_report(tmp_path)

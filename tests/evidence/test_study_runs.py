@@ -1,0 +1,170 @@
+"""The study's processes, with a stand-in for `train` that plants losses instead of training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crossover.errors import RunError
+from crossover.evidence import study as study_module
+from crossover.evidence.run import is_locked, read_run
+from crossover.evidence.study import run_study
+
+# Slower than nothing, so that a test can stop it; "starts.txt" counts how often each run was started.
+TRAIN = """
+import os, sys, time, yaml
+sys.path.insert(0, {here!r})
+import synthetic
+from pathlib import Path
+from crossover.evidence.run import RunFolder
+recipe, folder = yaml.safe_load(open(sys.argv[1])), Path(sys.argv[3])
+with open({notes!r}, "a") as notes:
+    notes.write(f"{{recipe['name']}} {{os.environ['OMP_NUM_THREADS']}}\\n")
+masked = "masked" in recipe["controller"]["mix"]
+if masked and os.path.exists({fail!r}):
+    sys.exit("planted failure: out of luck")
+with RunFolder(folder).create(recipe) as run:
+    run.progress({{"step": 1, "loss_nats": 3.0, "budget_fraction": 0.5}})
+    while os.path.exists({hang!r}):
+        time.sleep(0.02)
+dropout = recipe["model"]["residual_dropout"]
+better = 0.5 if masked else 0.0
+import shutil; shutil.rmtree(folder)
+original = synthetic.recipe_of
+synthetic.recipe_of = lambda name, seed, controller: recipe
+synthetic.write_run(folder, seed=recipe["seed"], modes={{"ar": lambda f: 3 - f - better + abs(dropout - 0.2)}})
+"""
+
+
+@pytest.fixture
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    paths = {name: str(tmp_path / name) for name in ("notes", "fail", "hang")}
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN.format(here=str(Path(__file__).parent), **paths))
+    (tmp_path / "notes").touch()
+    monkeypatch.setattr(
+        study_module,
+        "train_command",
+        lambda recipe, folder, trust: (sys.executable, str(script), str(recipe), "--run-dir", str(folder)),
+    )
+    note = f"open({paths['notes']!r}, 'a').write('prepare -\\n')"
+    monkeypatch.setattr(study_module, "prepare_command", lambda recipe, trust: (sys.executable, "-c", note))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"model": {"preset": "250k"}}))
+    (tmp_path / "s.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "s",
+                "recipe": "base.yaml",
+                "arms": {
+                    "ar": {"controller": "constant(autoregressive)"},
+                    "masked": {"controller": "constant(masked)"},
+                },
+                "seeds": [0, 1],
+                "budget": {"flops": 1e9},
+            }
+        )
+    )
+    return tmp_path
+
+
+def started(setting: Path) -> list[str]:
+    return [line.split()[0] for line in (setting / "notes").read_text().splitlines()]
+
+
+def run(setting: Path, *overrides: str, said: list[str] | None = None) -> study_module.StudyResult:
+    said = [] if said is None else said
+    return run_study(setting / "s.yaml", overrides, folder=setting / "out", notify=said.append)
+
+
+def test_a_study_runs_every_arm_and_seed_once_and_reports(setting: Path) -> None:
+    result = run(setting)
+    assert result.exit_code == 0 and set(result.finished) == {
+        "ar/seed-0", "ar/seed-1", "masked/seed-0", "masked/seed-1"
+    }  # fmt: skip
+    assert sorted(started(setting)) == ["prepare", "s-ar-seed-0", "s-ar-seed-1", "s-masked-seed-0", "s-masked-seed-1"]
+    assert result.report is not None and "masked" in result.report.read_text()
+    # Two workers share the cores.
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert f"s-ar-seed-0 {share}\n" in (setting / "notes").read_text()
+    assert read_run(setting / "out/ar/seed-0").recipe["training"]["threads"] == share
+    assert run(setting).exit_code == 0
+    assert len(started(setting)) == 5, "finished runs were started again"
+
+
+def test_another_study_in_the_folder_is_refused_with_the_differences(setting: Path) -> None:
+    run(setting)
+    with pytest.raises(RunError, match=r"(?s)belongs to another study.*seeds: \[0, 1\] there, \[0\] now.*--folder"):
+        run(setting, "study.seeds=[0]")
+    # How many workers is no part of what is studied.
+    assert run(setting, "study.jobs=1").exit_code == 0
+
+
+def test_a_failed_run_is_told_with_its_log_and_does_not_stop_the_others(setting: Path) -> None:
+    (setting / "fail").touch()
+    said: list[str] = []
+    result = run(setting, said=said)
+    assert result.exit_code == 1 and set(result.failed) == {"masked/seed-0", "masked/seed-1"}
+    assert all("planted failure" in tail for tail in result.failed.values())
+    assert any("planted failure" in line and "masked/seed-0" in line for line in said)
+    assert result.report is not None and "not begun" in result.report.read_text()
+    (setting / "fail").unlink()
+    assert run(setting).exit_code == 0
+    assert started(setting).count("s-ar-seed-0") == 1 and started(setting).count("s-masked-seed-0") == 2
+
+
+def test_data_that_cannot_be_prepared_is_told_before_any_run(setting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = (sys.executable, "-c", "import sys; sys.exit('no such corpus')")
+    monkeypatch.setattr(study_module, "prepare_command", lambda recipe, trust: failing)
+    with pytest.raises(RunError, match=r"(?s)cannot be prepared.*no such corpus"):
+        run(setting)
+    assert started(setting) == []
+
+
+def test_an_interrupt_stops_the_children_and_the_same_command_goes_on(setting: Path) -> None:
+    (setting / "hang").touch()
+    code = (
+        "import sys; from crossover.evidence import study as s\n"
+        f"s.train_command = lambda r, f, trust: (sys.executable, {str(setting / 'train.py')!r}, str(r), '-', str(f))\n"
+        "s.prepare_command = lambda r, trust: (sys.executable, '-c', '')\n"
+        f"result = s.run_study({str(setting / 's.yaml')!r}, folder={str(setting / 'out')!r})\n"
+        "sys.exit(result.exit_code)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    first = [setting / "out/ar/seed-0", setting / "out/ar/seed-1"]
+    deadline = time.monotonic() + 60
+    while not all((path / "progress.json").exists() for path in first) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "same command goes on" in out
+    for path in first:
+        assert not is_locked(path)
+        assert json.loads((path / "status.json").read_text())["state"] == "interrupted"
+    assert not (setting / "out/masked/seed-0").exists()
+    (setting / "hang").unlink()
+    assert run(setting).exit_code == 0
+
+
+def test_tuning_gives_every_arm_the_same_trials_and_chooses_on_dev(setting: Path) -> None:
+    tune = {"trials": 3, "seed": 7, "grid": {"model.residual_dropout": [0.0, 0.1, 0.2]}, "budget": {"flops": 5e8}}
+    study = yaml.safe_load((setting / "s.yaml").read_text()) | {"tune": tune, "seeds": [0]}
+    (setting / "s.yaml").write_text(yaml.safe_dump(study))
+    result = run(setting)
+    assert result.exit_code == 0
+    chosen = json.loads((setting / "out/tune/chosen.json").read_text())
+    tried = [[trial["settings"] for trial in chosen[arm]["trials"]] for arm in ("ar", "masked")]
+    assert tried[0] == tried[1] and len(tried[0]) == 3
+    for arm in ("ar", "masked"):
+        assert chosen[arm]["chosen"] == {"model.residual_dropout": 0.2}
+        assert chosen[arm]["procedure"] == "ar" and chosen[arm]["exact"] and chosen[arm]["flops"] == 3 * 1.01e9
+        record = read_run(setting / f"out/{arm}/seed-0")
+        assert record.recipe["model"]["residual_dropout"] == 0.2 and record.recipe["budget"]["flops"] == 1e9
+        assert read_run(setting / f"out/tune/{arm}/trial-0").recipe["budget"]["flops"] == 5e8
