@@ -188,15 +188,11 @@ def study_command(
     trust: Trust = False,
 ) -> None:
     """Train matched arms, prove that they are matched, and report where the curves cross."""
-    from crossover.evidence.report import write_report
     from crossover.evidence.study import run_study
 
     result = run_study(study, overrides or [], folder=folder, jobs=jobs, trust=trust, notify=_say)
-    page = write_report(result.folder)
-    _say((result.folder / "report.md").read_text("utf-8").split("\n## ")[0].strip())
-    _say(f"report: {page}")
-    if result.failed:
-        _fail(f"{len(result.failed)} run(s) failed: {', '.join(result.failed)}; the same command tries them again")
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
 
 
 @app.command("report")

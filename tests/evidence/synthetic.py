@@ -111,16 +111,25 @@ def write_run(
         )  # fmt: skip
     folder.ledger(ledger_of())
     if finished:
-        for split in ("dev", "test"):
-            for mode, loss in modes.items():
-                card = card_of(nats(loss(1.0)), sizes, mode, mode != "nelbo")
-                more = {"split": split, "headline": mode == next(iter(modes)), "checkpoint_step": 10, "documents": 40,
-                        "tokens": sum(card["document_tokens"]), "text_bytes": sum(sizes),
-                        "conditions": {"draws": 32, "context": 64}}  # fmt: skip
-                folder.scores(f"{split}-{mode}", {**card, **more})
-        folder.scores("summary", {"headline": next(iter(modes)), "chosen_on": "dev"})
+        _write_scores(folder, modes, nats, sizes)
     folder.finish("finished" if finished else "failed", "" if finished else "the loss was not finite 20 times in a row")
     return path
+
+
+def _write_scores(
+    folder: RunFolder,
+    modes: Mapping[str, Callable[[float], float]],
+    nats: Callable[[float], list[float]],
+    sizes: Sequence[int],
+) -> None:
+    for split in ("dev", "test"):
+        for mode, loss in modes.items():
+            card = card_of(nats(loss(1.0)), sizes, mode, mode != "nelbo")
+            more = {"split": split, "headline": mode == next(iter(modes)), "checkpoint_step": 10, "documents": 40,
+                    "tokens": sum(card["document_tokens"]), "text_bytes": sum(sizes),
+                    "conditions": {"draws": 32, "context": 64}}  # fmt: skip
+            folder.scores(f"{split}-{mode}", {**card, **more})
+    folder.scores("summary", {"headline": next(iter(modes)), "chosen_on": "dev"})
 
 
 def write_study(

@@ -93,6 +93,26 @@ def test_one_step_of_a_short_run_is_no_mismatch(plain_run: Build) -> None:
     assert prove_matched(runs, vary="controller").matched
 
 
+def test_attention_is_compared_pattern_by_pattern(plain_run: Build) -> None:
+    runs = runs_of(plain_run)
+    for run in runs:
+        pattern = "causal" if "autoregressive" in run["recipe"]["controller"]["mix"] else "full"
+        run["manifest"]["choices"]["attention"] = {pattern: "sdpa"}
+    assert prove_matched(runs, vary="controller").matched
+    runs[1]["manifest"]["choices"]["attention"] = {"causal": "eager"}
+    found = prove_matched(runs, vary="controller").mismatches
+    assert [item.key for item in found] == ["manifest.choices.attention.causal"]
+    del runs[1]["manifest"]["choices"]["attention"]
+    assert not prove_matched(runs, vary="controller").matched
+
+
+def test_the_sentence_about_the_choices_is_no_mismatch(plain_run: Build) -> None:
+    runs = runs_of(plain_run)
+    for seconds, run in enumerate(runs):
+        run["manifest"]["choices"]["reason"] = f"a run of about {seconds} s would not repay compilation"
+    assert prove_matched(runs, vary="controller").matched
+
+
 def test_a_missing_seed_and_a_doubled_run_are_caught(plain_run: Build) -> None:
     assert not prove_matched(runs_of(plain_run)[:3], vary="controller").matched
     doubled = [*runs_of(plain_run), copy.deepcopy(runs_of(plain_run)[0])]

@@ -53,7 +53,7 @@ def test_every_run_gets_a_resolved_recipe_that_differs_in_what_varies_only(tmp_p
         ({"arms": {}}, "at least one arm"),
         ({"arms": {"../up": {"controller": "constant(masked)"}}}, "an arm's name is a folder"),
         ({"arms": {"tune": {"controller": "constant(masked)"}}}, "an arm's name is a folder"),
-        ({"arms": {"a": {"controller": "x"}}}, "did you mean 'controller'"),
+        ({"arms": {"a": {"controler": "x"}}}, "did you mean 'controller'"),
         ({"arms": {"a": {"set": {}}}}, "must say its controller"),
         ({"arms": {"a": {"controller": "constant(maskd)"}}}, "did you mean 'masked'"),
         ({"tunable": []}, "tunable keys only"),

@@ -66,9 +66,9 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CROSSOVER_CACHE": str(folder / "cache")}
 
 
-def losses(run: Path) -> list[tuple[object, ...]]:
-    """Everything of steps.jsonl that must be equal bit for bit: all but the clock on the wall."""
-    rows = [json.loads(line) for line in (run / "steps.jsonl").read_text("utf-8").splitlines()]
+def records(run: Path, stream: str) -> list[tuple[object, ...]]:
+    """Everything of a stream that must be equal bit for bit: all but the clock on the wall."""
+    rows = [json.loads(line) for line in (run / f"{stream}.jsonl").read_text("utf-8").splitlines()]
     return [tuple((key, json.dumps(row[key])) for key in sorted(row) if key != "seconds") for row in rows]
 
 
@@ -105,7 +105,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, kills: tuple[int, ...]
     killed = [kill_at(path, tmp_path / "killed", tmp_path, size=size) for size in kills]
     assert any(killed), "the run was too short to be killed"
     finish(path, tmp_path / "killed", tmp_path)
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    for stream in ("steps", "evals", "decisions"):
+        assert records(tmp_path / "killed", stream) == records(tmp_path / "whole", stream)
     assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
     first, second = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed"))
     assert first == second
@@ -125,4 +126,4 @@ def test_every_recipe_goes_on_bit_for_bit(tmp_path: Path, recipe_file: Path) -> 
                     process.kill()
                 time.sleep(0.002)
         subprocess.run(line, env=environment(tmp_path), check=True, capture_output=True, cwd=tmp_path)
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert records(tmp_path / "killed", "steps") == records(tmp_path / "whole", "steps")

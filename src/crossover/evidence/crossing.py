@@ -107,7 +107,6 @@ def find_crossing(
     kept = twice[twice > (-1 if last is None else last)]
     first = int(kept[0]) if len(kept) else None
     crossed = first is not None and last is not None
-    paired = _paired(holder, challenger)
     return Crossing(
         status="crossed" if crossed else "not reached" if first is None else "always ahead",
         axis=axis,
@@ -121,7 +120,7 @@ def find_crossing(
         lead_bits_ci=_interval(lead_KG[:, -1]),
         leads_at_end_only=bool(first is None and ahead_G[-1]),
         lost_again=bool(first is None and len(twice)),
-        seeds=len(holder) if paired else min(len(holder), len(challenger)),
+        seeds=min(len(holder), len(challenger)),
         points=len(grid_G),
         grid=tuple(grid_G.tolist()),
         lead_bits_by_point=tuple(lead_G.tolist()),

@@ -54,7 +54,7 @@ class Curve:
 
 
 def best_mode(evals_by_run: Sequence[Iterable[Mapping[str, Any]]]) -> tuple[str, bool]:
-    """Choose the mode that an arm is read in: the lowest best loss on dev, exact procedures before bounds.
+    """Choose the mode that an arm is read in: the lowest best loss on dev, a bound being one from above.
 
     Args:
         evals_by_run: Rows of evals.jsonl of each run of the arm.
@@ -78,8 +78,7 @@ def best_mode(evals_by_run: Sequence[Iterable[Mapping[str, Any]]]) -> tuple[str,
     common = {key: float(np.mean(values)) for key, values in best.items() if len(values) == len(evals_by_run)}
     if not common:
         raise RunError("no procedure has been measured in every run of the arm; let the runs finish")
-    exact = {key: value for key, value in common.items() if key[1]} or common
-    return min(exact, key=lambda key: exact[key])
+    return min(common, key=lambda key: (common[key], not key[1]))
 
 
 def headline_mode(runs: Sequence[RunRecord]) -> tuple[str, bool]:

@@ -22,6 +22,12 @@ VARIANTS: tuple[tuple[Axis, bool, str], ...] = (
     ("flops_6nd", True, "best so far, matched FLOPs by 6ND"),
     ("epochs", False, "same epoch, latest evaluation"),
 )
+# What the page shows of a ledger and of a card, also where an interrupted run has not written it.
+LEDGER_KEYS = ("unique_tokens", "data_tokens", "epochs", "flops", "evaluation_flops")
+CARD_KEYS = (
+    "exact", "headline", "bits_per_byte", "standard_error_bits", "loss_nats", "standard_error_nats", "tokens",
+    "text_bytes", "documents", "conditions", "checkpoint_step",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def _cards(arm: str, run: RunRecord) -> list[dict[str, Any]]:
         if name != "summary":
             row = {key: value for key, value in card.items() if key not in lists}
             split, _, procedure = name.partition("-")
-            row = {"split": split, "procedure": procedure, **row}
+            row = {**dict.fromkeys(CARD_KEYS), "split": split, "procedure": procedure, **row}
             cards.append({"arm": arm, "seed": run.recipe.get("seed"), **row})
     return cards
 
@@ -177,7 +183,8 @@ def _decisions(arm: str, run: RunRecord) -> list[dict[str, Any]]:
 
 
 def _ledger(arm: str, run: RunRecord) -> dict[str, Any]:
-    return {"arm": arm, "seed": run.recipe.get("seed"), "state": run.status.get("state"), **run.ledger}
+    row = {"arm": arm, "seed": run.recipe.get("seed"), "state": run.status.get("state"), "exposures": {}}
+    return {**row, **dict.fromkeys(LEDGER_KEYS), **run.ledger}
 
 
 def _proof_facts(proof: Proof | None) -> dict[str, Any] | None:

@@ -124,10 +124,10 @@ def _comparable(facts: _Facts) -> dict[str, Any]:
         under = facts.manifest.get(tree)
         flat = flatten(under, f"manifest.{tree}.") if isinstance(under, Mapping) and under else {}
         recorded.update(flat or {f"manifest.{tree}": MISSING})
-    if facts.manifest.get("choices"):
-        for name in CHOICES:
-            if name not in facts.manifest["choices"]:
-                recorded[f"manifest.choices.{name}"] = MISSING
+    choices = facts.manifest.get("choices") or {}
+    recorded.update({f"manifest.choices.{name}": MISSING for name in CHOICES if choices and name not in choices})
+    # The sentence that explains the choices quotes an estimate of seconds, which no two runs share.
+    recorded.pop("manifest.choices.reason", None)
     # Minutes are converted on each machine; that conversion is compared as what was spent.
     recorded.pop("manifest.budget.flops", None)
     return {**recipe, **recorded, "tuning.trials": facts.tuning.get("trials", MISSING)}
@@ -142,6 +142,9 @@ def _named(facts: Sequence[_Facts], values: Sequence[Any]) -> dict[str, Any]:
 
 def _equal(key: str, facts: Sequence[_Facts], values: Sequence[Any]) -> Mismatch | None:
     manifest = key.startswith("manifest.")
+    if key.startswith("manifest.choices.attention."):
+        # Back ends are chosen by pattern, and an arm has only the patterns of its own objectives.
+        facts, values = zip(*[pair for pair in zip(facts, values, strict=True) if pair[1] != MISSING], strict=True)
     if manifest and MISSING in values:
         return Mismatch(key, _named(facts, values), "must be recorded to be compared")
     return None if all(value == values[0] for value in values) else Mismatch(key, _named(facts, values))

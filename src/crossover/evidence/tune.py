@@ -74,7 +74,6 @@ def choose(arm: str, trials: Sequence[Mapping[str, Any]], records: Sequence[RunR
     done = [record for record in records if record is not None and record.finished and record.evals]
     if not done:
         raise RunError(f"{arm}: none of its {len(trials)} tuning trials finished; see their logs in logs/")
-    procedure, exact = best_mode([record.evals for record in done])
     rows = []
     for settings, record in zip(trials, records, strict=True):
         ledger = record.ledger if record is not None else {}
@@ -82,7 +81,7 @@ def choose(arm: str, trials: Sequence[Mapping[str, Any]], records: Sequence[RunR
             {
                 "settings": dict(settings),
                 "state": record.status.get("state") if record is not None else "missing",
-                "bits_per_byte": _best(record, procedure),
+                **_best(record),
                 "flops": float(ledger.get("flops") or 0) + float(ledger.get("evaluation_flops") or 0),
             }
         )
@@ -90,19 +89,24 @@ def choose(arm: str, trials: Sequence[Mapping[str, Any]], records: Sequence[RunR
     return {
         "chosen": best["settings"],
         "chosen_on": "dev",
-        "procedure": procedure,
-        "exact": exact,
+        "procedure": best["procedure"],
+        "exact": best["exact"],
         "bits_per_byte": best["bits_per_byte"],
         "flops": sum(row["flops"] for row in rows),
         "trials": rows,
     }
 
 
-def _best(record: RunRecord | None, procedure: str) -> float | None:
+def _best(record: RunRecord | None) -> dict[str, Any]:
+    """Read a trial by the rule that its arm will be read by: its best mode on dev, from its final scores."""
     if record is None or not record.finished:
-        return None
-    values = [row["bits_per_byte"] for row in record.evals if row.get("procedure") == procedure]
-    return min((value for value in values if isinstance(value, int | float)), default=None)
+        return {"bits_per_byte": None, "procedure": None, "exact": None}
+    cards = [card for name, card in record.scores.items() if name.startswith("dev-")]
+    if not cards:
+        procedure, _ = best_mode([record.evals])
+        cards = [row for row in record.evals if row["procedure"] == procedure]
+    best = min(cards, key=lambda card: (card["bits_per_byte"], not card["exact"]))
+    return {name: best[name] for name in ("bits_per_byte", "procedure", "exact")}
 
 
 def read_chosen(folder: Path) -> dict[str, Any]:

@@ -72,8 +72,11 @@ class Backbone(nn.Module):
             [B, N, D] final states; state i is trained to predict the token after position i.
         """
         body: Any = self.inner.model
+        # The plan is the mask. A mask of four dimensions is passed on as it is; without one, transformers would build
+        # its own, and wait for the device to say whether positions restart.
+        no_mask = inputs_BN.new_zeros((1, 1, 1, 1))
         return body(
-            input_ids=inputs_BN, position_ids=positions_BN, attention_mask=None, use_cache=False, plan=plan
+            input_ids=inputs_BN, position_ids=positions_BN, attention_mask=no_mask, use_cache=False, plan=plan
         ).last_hidden_state
 
     @property

@@ -53,7 +53,7 @@ def weighted_nll(
 
 
 def _chunked(states_RD: Tensor, head_PD: Tensor) -> bool:
-    available = hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions")
+    if head_PD.shape[0] < CHUNKED_FROM or not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        return False
     # In float32 the chunked head is slower than the plain one (measured), and compiled graphs would break at it.
-    fast = torch.is_autocast_enabled(states_RD.device.type) and not torch.compiler.is_compiling()
-    return available and fast and head_PD.shape[0] >= CHUNKED_FROM
+    return torch.is_autocast_enabled(states_RD.device.type) and not torch.compiler.is_compiling()

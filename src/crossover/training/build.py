@@ -7,17 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from crossover.data.loader import Loader
 from crossover.data.shards import PreparedText
 from crossover.errors import RecipeError
+from crossover.model.attention import choose_back_end
 from crossover.model.backbone import Backbone, build
 from crossover.model.shapes import Shape, parameters, shape_of, training_flops
 from crossover.recipe import Recipe
 from crossover.registry import component_of
 from crossover.scoring.likelihood import modes_of
+from crossover.streams import stream
 from crossover.training.evaluate import Evaluator
+from crossover.training import machine
 from crossover.training.machine import Choices, decide, matmul_flops_per_second
 from crossover.training.state import Budget
 from crossover.training.step import Stepper
@@ -76,7 +80,7 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
     objectives = {name: component_of("objective", name) for name in recipe.controller.objectives()}
     shape = shape_of(recipe.model, text.vocabulary.size)
     prices = _prices(recipe, shape, text, objectives)
-    choices = Choices(**recorded["choices"]) if recorded else _choose(recipe, prices)
+    choices = machine.from_row(recorded["choices"]) if recorded else _choose(recipe, prices)
     torch.set_num_threads(choices.threads)
     model = build(
         shape,
@@ -196,7 +200,24 @@ def manifest_of(workshop: Workshop, facts: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": parameters(workshop.shape),
         "flops_per_token": dict(workshop.flops_per_token),
         "budget": {"currency": budget.currency, "amount": budget.amount, "stated": dict(budget.stated)},
-        "choices": vars(workshop.choices),
+        "choices": {**machine.as_row(workshop.choices), "attention": _attention(workshop)},
         "modes": list(workshop.evaluator.modes),
         **facts,
     }
+
+
+def _attention(workshop: Workshop) -> dict[str, str]:
+    """Name the attention back end of each pattern that the run trains on."""
+    context, words = workshop.recipe.data.context, workshop.text.vocabulary
+    dropout = workshop.recipe.model.attention_dropout
+    chosen = {}
+    for objective in workshop.stepper.objectives.values():
+        example = objective.corrupt(np.zeros((2, context), np.int64), stream(0, "look"), words)
+        chosen[example.pattern.kind] = choose_back_end(
+            example.pattern,
+            example.inputs_BN.shape[1],
+            workshop.model.device,
+            low_precision=workshop.choices.precision == "bfloat16",
+            dropout=dropout,
+        )
+    return chosen

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -78,7 +79,8 @@ def decide(training: TrainingRecipe, *, expected_seconds: float) -> Choices:
         device=device,
         precision=precision,
         compile=compiled,
-        threads=training.threads or _cores(),
+        # torch reads OMP_NUM_THREADS, by which a study gives each of its workers a part of the machine.
+        threads=training.threads or torch.get_num_threads(),
         reason=f"{precision}: {why if training.precision == 'auto' else 'asked for'}; {because}",
     )
 
@@ -143,3 +145,8 @@ def facts() -> dict[str, Any]:
 def as_row(choices: Choices) -> dict[str, Any]:
     """Write the choices as the manifest holds them."""
     return asdict(choices)
+
+
+def from_row(row: Mapping[str, Any]) -> Choices:
+    """Read the choices of an earlier start of a run from its manifest."""
+    return Choices(**{item.name: row[item.name] for item in fields(Choices)})

@@ -156,7 +156,8 @@ def _decide(run: Run) -> None:
     run.state = replace(state, mix=mix, controller=dict(memory), next_decision=due)
     if mix != state.mix:
         row = {**_clock(run), "before": dict(state.mix), "reason": decision.reason, "details": dict(decision.details)}
-        run.recorder.decision(row)
+        # The step that it takes effect in: a run that resumes from the checkpoint before it decides anew.
+        run.recorder.decision({**row, "step": state.step + 1})
 
 
 def _step(run: Run) -> None:

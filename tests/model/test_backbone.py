@@ -1,0 +1,162 @@
+"""The one module around transformers' model: head, loss, dropout, seeds."""
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from crossover.model import loss
+from crossover.model.backbone import build
+from crossover.objectives.block import Block
+from crossover.objectives.masked import Masked
+from crossover.records import Pattern
+from crossover.streams import stream
+
+FAMILIES = ["llama", "qwen3"]
+CAUSAL = Pattern("causal")
+
+
+def some_inputs(words, count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(0, words.size, (2, count), generator=torch.Generator().manual_seed(0))
+    return ids, torch.arange(count)[None]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_mask_and_padding_have_no_probability(family, tied) -> None:
+    words = tiny.vocabulary(5)
+    model = tiny.model(words, 8, family, tied=tied)
+    ids, positions = some_inputs(words)
+    with torch.no_grad():
+        states = model.states(ids, positions, model.plan(CAUSAL, 8))
+        logits = model.logits(states)
+        nats = model.nll(
+            ids.repeat(5, 1), positions, model.plan(CAUSAL, 8), None, torch.arange(5).repeat_interleave(16)
+        )
+    assert logits.shape[-1] == words.predictable < words.mask_id < words.size
+    total = torch.exp(-nats).view(5, 16).sum(0)
+    torch.testing.assert_close(total, torch.ones(16), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [Masked(), Block(4)])
+def test_the_loss_is_the_weighted_cross_entropy_per_data_token(objective) -> None:
+    words = tiny.vocabulary(9)
+    model = tiny.model(words, 8, tied=False)
+    example = objective.corrupt(stream(0, "text").integers(0, 9, (3, 8)), stream(0, "mask"), words)
+    states = tiny.states(model, example)[example.reads_R]
+    logits = states @ model.inner.lm_head.weight.T
+    logits[:, words.predictable :] = float("-inf")
+    chosen = torch.log_softmax(logits, -1)[range(len(states)), example.targets_R]
+    wanted = -(chosen * tiny.tensor(example.weights_R)).sum() / 96
+    torch.testing.assert_close(tiny.loss(model, example, 96).detach(), wanted.detach(), rtol=1e-5, atol=0)
+
+
+def test_padding_reads_do_not_count_even_towards_gradients() -> None:
+    words = tiny.vocabulary(9)
+    model = tiny.model(words, 8)
+    example = Masked().corrupt(stream(0, "text").integers(0, 9, (3, 8)), stream(1, "mask"), words)
+    assert (example.weights_R == 0).any()
+    gradients = []
+    for targets in (example.targets_R, (example.targets_R + (example.weights_R == 0)) % 9):
+        model.zero_grad()
+        model(
+            tiny.tensor(example.inputs_BN),
+            tiny.tensor(example.positions_BN),
+            tiny.plan_of(model, example),
+            tiny.tensor(example.reads_R),
+            tiny.tensor(targets),
+            tiny.tensor(example.weights_R),
+            24.0,
+        ).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
+
+
+def test_the_chunked_head_is_the_plain_head(monkeypatch) -> None:
+    """Over a large vocabulary in bfloat16 the head is computed in chunks, where torch has such a kernel."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(33, 16, generator=generator).bfloat16().float().requires_grad_()
+    head = torch.randn(700, 16, generator=generator).bfloat16().float().requires_grad_()
+    targets = torch.randint(0, 700, (33,), generator=generator)
+    weights = torch.rand(33, generator=generator)
+    results = []
+    for bound in (10_000, 100):
+        monkeypatch.setattr(loss, "CHUNKED_FROM", bound)
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss.weighted_nll(states, head, targets, weights, 10.0)
+        results.append((value.detach(), *torch.autograd.grad(value, (states, head))))
+    for plain, chunked in zip(*results, strict=True):
+        assert float((plain - chunked).norm() / plain.norm()) < 0.01
+    wanted = (F.cross_entropy(states @ head.T, targets, reduction="none") * weights).sum() / 10
+    torch.testing.assert_close(results[0][0], wanted.detach(), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_keeps_the_names_and_acts_in_training_only(family) -> None:
+    words = tiny.vocabulary(9)
+    ids, positions = some_inputs(words)
+    options = [{}, {"residual_dropout": 0.3}, {"attention_dropout": 0.3}]
+    plain, *dropped = (build(tiny.shape(family, words.size), words, context=8, seed=0, **option) for option in options)
+    reference = plain.eval().states(ids, positions, plain.plan(CAUSAL, 8))
+    for model in dropped:
+        assert list(model.state_dict()) == list(plain.state_dict())
+        assert [name for name, _ in model.inner.named_parameters()] == [n for n, _ in plain.inner.named_parameters()]
+        torch.manual_seed(0)
+        noisy = [model.train().states(ids, positions, model.plan(CAUSAL, 8)) for _ in range(2)]
+        assert not torch.equal(noisy[0], noisy[1])
+        assert torch.equal(model.eval().states(ids, positions, model.plan(CAUSAL, 8)), reference)
+
+
+def test_residual_dropout_acts_at_both_output_projections() -> None:
+    words = tiny.vocabulary(9)
+    model = build(tiny.shape(rows=words.size), words, context=8, seed=0, residual_dropout=0.25).train()
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in model.inner.named_modules():
+        if name.endswith((".o_proj", ".down_proj", ".q_proj", ".up_proj")):
+            module.register_forward_hook(lambda _, inputs, output, name=name: seen.__setitem__(name, output))
+    ids, positions = some_inputs(words)
+    torch.manual_seed(0)
+    model.states(ids.repeat(20, 1), positions, model.plan(CAUSAL, 8))
+    assert len(seen) == 8
+    for name, output in seen.items():
+        share = float((output == 0).float().mean())
+        assert share == pytest.approx(0.25 if name.endswith((".o_proj", ".down_proj")) else 0.0, abs=0.03), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_depend_on_the_seed_and_the_shape_alone(family) -> None:
+    words, shape = tiny.vocabulary(9), tiny.shape(family, 13)
+
+    def weights(seed: int, context: int = 8, **options: float) -> torch.Tensor:
+        made = build(shape, words, context=context, seed=seed, **options)
+        return torch.cat([parameter.flatten() for parameter in made.inner.parameters()])
+
+    torch.manual_seed(1)
+    first = weights(5)
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    again = weights(5, context=32, residual_dropout=0.5, attention_dropout=0.1, rope_theta=500.0)
+    assert torch.equal(first, again)
+    assert torch.equal(torch.random.get_rng_state(), before), "building a model must not move torch's own stream"
+    assert not torch.equal(first, weights(6))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_waits_for_nothing_on_the_device(family) -> None:
+    """On the meta device every look at a value is an error, so a host sync in the step would be one."""
+    words = tiny.vocabulary(9)
+    model = build(tiny.shape(family, words.size), words, context=8, seed=0)
+    plan = model.plan(Pattern("full"), 8)
+    ids = torch.zeros(2, 8, dtype=torch.long, device="meta")
+    reads = torch.zeros(3, dtype=torch.long, device="meta")
+    model.to("meta")(ids, ids[:1], plan, reads, reads, reads.float(), 16.0).backward()
+
+
+def test_the_model_is_compiled_into_one_graph() -> None:
+    words = tiny.vocabulary(9)
+    model = tiny.model(words, 8)
+    ids, positions = some_inputs(words, 14)
+    plan = model.plan(Pattern("two_stream", 4, 4, "block_causal"), 14)
+    reads = torch.arange(4)
+    explained = torch._dynamo.explain(model)(ids, positions, plan, reads, reads, torch.ones(4), 16.0)
+    assert explained.graph_break_count == 0, explained.break_reasons

@@ -1,0 +1,110 @@
+"""Closed forms of parameters, memory and FLOPs against the model itself."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from crossover.errors import RecipeError
+from crossover.model import shapes
+from crossover.model.attention import Plan
+from crossover.model.backbone import build
+from crossover.model.shapes import Workload
+from crossover.objectives.autoregressive import Autoregressive
+from crossover.objectives.block import Block
+from crossover.objectives.masked import Masked
+from crossover.recipe import ModelRecipe
+from crossover.records import Pattern, Vocabulary
+from crossover.streams import stream
+
+FAMILIES = ["llama", "qwen3"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_parameters_and_bytes_are_those_of_the_model(family, tied, kv_heads) -> None:
+    words = tiny.vocabulary(30)
+    shape = tiny.shape(family, words.size, kv_heads=kv_heads, tied=tied)
+    model = build(shape, words, context=8, seed=0)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert shapes.parameters(shape) == count
+    head = 0 if tied else model.inner.get_output_embeddings().weight.numel()
+    assert shapes.body_parameters(shape) == count - model.inner.get_input_embeddings().weight.numel() - head
+
+    optimizer = torch.optim.AdamW(model.parameters())
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    held = [*model.parameters(), *(parameter.grad for parameter in model.parameters())]
+    held += [value for state in optimizer.state.values() for value in state.values() if value.dim() > 0]
+    assert shapes.memory_bytes(shape) == sum(item.numel() * item.element_size() for item in held)
+    assert shapes.memory_bytes(shape, ema=True) - shapes.memory_bytes(shape) == 4 * count
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_flops_are_those_that_torch_counts(family, tied, kv_heads) -> None:
+    inputs, rows, words = 24, 37, Vocabulary(40, 37, 1, 2, 37)
+    shape = replace(tiny.shape(family, 40, kv_heads=kv_heads, tied=tied), width=32, head_width=16, mlp_width=56)
+    model = build(shape, words, context=inputs, seed=0).to("meta")
+    ids = torch.zeros(1, inputs, dtype=torch.long, device="meta")
+    plan = Plan(Pattern("full"), "materialised")
+    work = Workload(inputs, inputs, inputs * inputs)
+    with FlopCounterMode(display=False) as forward:
+        loss = model(ids, ids, plan, None, ids[0], torch.ones(inputs, device="meta"), 1.0)
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    # Transformers computes rotary angles as a matrix product; they are no work of the model's.
+    angles = shape.head_width * inputs
+    counted = forward.get_total_flops() - angles
+    assert shapes.forward_flops(shape, work, head_rows=rows) == pytest.approx(counted, rel=1e-3)
+    both = counted + backward.get_total_flops()
+    assert shapes.training_flops(shape, work, head_rows=rows) == pytest.approx(both, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Autoregressive(),
+        Autoregressive(input_mask_rate=0.3, masked_input_weight=0.4),
+        Masked(),
+        Masked(attention="causal"),
+        Masked(count="bernoulli"),
+        Block(2),
+        Block(4, clean="causal"),
+        Block(4, clean="causal", autoregressive_weight=0.1),
+        Block(2, count="bernoulli"),
+        Block(1),
+        Block(8),
+    ],
+)
+def test_an_objective_asks_for_the_work_that_it_says(objective) -> None:
+    context, windows, words = 8, 4000, tiny.vocabulary(9)
+    tokens = stream(0, "text").integers(0, 9, (windows, context))
+    example = objective.corrupt(tokens, stream(0, "mask"), words)
+    work = objective.workload(context)
+    rows = example.inputs_BN.shape[0] / windows
+    assert example.inputs_BN.shape[1] * rows == work.inputs
+    entries = tiny.allowed(example.pattern, example.inputs_BN.shape[1]).sum()
+    assert entries * rows == work.entries
+    assert (example.weights_R > 0).sum() / windows == pytest.approx(work.reads, rel=0.02)
+
+
+def test_presets_have_the_size_that_their_name_says() -> None:
+    units = {"k": 1e3, "m": 1e6, "b": 1e9}
+    for name in shapes.PRESETS:
+        shape = shapes.shape_of(ModelRecipe(preset=name), 4096)
+        stated = float(name[:-1]) * units[name[-1]]
+        assert shapes.body_parameters(shape) == pytest.approx(stated, rel=0.25), name
+
+
+def test_a_shape_that_cannot_be_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no preset called '1mm'.*did you mean '1m'"):
+        shapes.shape_of(ModelRecipe(preset="1mm"), 100)
+    with pytest.raises(RecipeError, match="does not divide"):
+        shapes.shape_of(ModelRecipe(preset="1m", heads=4, kv_heads=3), 100)
+    with pytest.raises(RecipeError, match="must be even"):
+        shapes.shape_of(ModelRecipe(preset="1m", head_width=7), 100)
