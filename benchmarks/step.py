@@ -120,9 +120,8 @@ def main() -> None:
     print("matrix products: " + ", ".join(f"{name} {rate / 1e9:.1f} GFLOP/s" for name, rate in rates.items()))
     if options.compile and compiler() is None:
         print("no C++ compiler: eager")
-    print(
-        f"{'size':>5} {'objective':<15} {'tokens/s':>9} {'GFLOP/s':>8} {'of bf16':>10} {'of compute':>10} {'x plain':>11}"
-    )
+    heads = ("tokens/s", "GFLOP/s", "of bf16", "of compute", "x plain")
+    print(f"{'size':>5} {'objective':<15} {heads[0]:>9} {heads[1]:>8} {heads[2]:>10} {heads[3]:>10} {heads[4]:>11}")
     for size in options.sizes.split(","):
         compare(size, options.repeats, options.compile and compiler() is not None, rates)
 

@@ -5,6 +5,7 @@ Nothing heavy is imported at the top, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -24,6 +25,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# What the machine may refuse, and what a person can do about it; every other OSError is a defect of the program.
+_SPACE, _ACCESS, _PLACE = "free some space", "make it writable or name another folder", "name another folder"
+MACHINE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _ACCESS),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP), _PLACE),
+}
+
 RecipePath = Annotated[Path, typer.Argument(help="A recipe file (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that come last: dotted.key=value ...", show_default=False)
@@ -35,31 +44,49 @@ RunPath = Annotated[Path, typer.Argument(help="A run folder, or a model folder."
 def main() -> None:
     """Run the command line; a user's mistake prints one message and exits with 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # SIGTERM unwinds like Ctrl-C, so that the folder says `interrupted` and its lock is given back.
+    signal.signal(signal.SIGTERM, _terminate)
+    arguments = sys.argv[1:]
+    command = typer.main.get_command(app)
     try:
-        # SIGTERM unwinds like Ctrl-C, so that the folder says `interrupted` and its lock is given back.
-        signal.signal(signal.SIGTERM, _terminate)
-        app(standalone_mode=False)
+        # Not `app()`: it turns an interruption into a return value and a closed pipe into a failure of its own.
+        with command.make_context("crossover", list(arguments)) as context:
+            command.invoke(context)
+        sys.stdout.flush()
     except CrossoverError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort):
+        goes_on = "; the same command goes on where it stopped" if arguments[:1] in (["train"], ["study"]) else ""
+        print(f"\nstopped{goes_on}", file=sys.stderr)
         raise SystemExit(130) from None
     except typer.Exit as error:
         raise SystemExit(error.exit_code) from None
-    except typer.Abort:
-        raise SystemExit(130) from None
     except BrokenPipeError:
-        # The reader of a pipe has left; there is nobody to tell.
+        # The reader of a pipe has left; there is nobody to tell, and the shell's code for that is SIGPIPE's.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        if error.errno not in MACHINE:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _fail(f"{where}{error.strerror}; {MACHINE[error.errno]}, then give the same command again")
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            _fail(error.format_message())  # type: ignore[attr-defined]
+            _refuse_usage(error)
         raise
 
 
 def _terminate(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _refuse_usage(error: Any) -> None:
+    context, message = getattr(error, "ctx", None), error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        # Nothing was asked for: the answer is the help, not an error.
+        print(message)
+        raise SystemExit(2)
+    _fail(f"{message} See `{context.command_path} --help`." if context is not None else message)
 
 
 def _fail(message: str) -> None:
@@ -104,6 +131,7 @@ def train_command(
 
     resolved = load(recipe, overrides or [], trust=trust)
     folder = run_dir or Path("runs") / resolved.name
+    _give_way(folder)
     with RunFolder(folder).create(to_tree(resolved)) as recorder:
         if (folder / "scores" / "summary.json").exists():
             _say(f"{folder}: this run is finished; use another --run-dir or name= to train again")
@@ -116,16 +144,21 @@ def train_command(
     _say(f"{folder}: {read_status(folder)['state']}; scores in {folder / 'scores'}, the model in {folder / 'model'}")
 
 
+def _give_way(folder: Path) -> None:
+    """Forget a start that ended before there was anything to train, so that a corrected recipe may use its folder."""
+    from crossover.evidence.lock import is_locked
+
+    beginnings = ("status.json", "recipe.yaml")
+    held = {item.name for item in folder.iterdir() if not item.name.startswith(".")} if folder.is_dir() else set()
+    if held and held <= set(beginnings) and not is_locked(folder):
+        for name in beginnings:
+            (folder / name).unlink(missing_ok=True)
+
+
 def _recorded(folder: Path) -> Any:
-    import json
+    from crossover.evidence.files import read_json
 
-    from crossover.errors import RunError
-
-    path = folder / "manifest.json"
-    try:
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
-    except ValueError:
-        raise RunError(f"{path}: is not readable; delete the folder to start the run anew") from None
+    return read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else None
 
 
 def _model_folder(path: Path) -> Path:
@@ -134,6 +167,8 @@ def _model_folder(path: Path) -> Path:
     for folder in (path / "model", path):
         if (folder / "config.json").exists():
             return folder
+    if not path.is_dir():
+        raise RunError(f"{path}: no such folder; expected a run folder or a model folder")
     raise RunError(f"{path}: holds no finished model; `crossover train` leaves one in <run>/model")
 
 
@@ -191,6 +226,11 @@ def study_command(
     from crossover.evidence.study import run_study
 
     result = run_study(study, overrides or [], folder=folder, jobs=jobs, trust=trust, notify=_say)
+    if result.report is not None:
+        import json
+
+        _say("\n" + json.loads((result.folder / "report.json").read_text("utf-8"))["verdict"])
+        _say(f"\nreport: {result.report}")
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 

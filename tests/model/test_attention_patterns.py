@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from crossover.model import attention
 from crossover.model.shapes import live_entries
 from crossover.records import Pattern

@@ -1,10 +1,10 @@
 """The one module around transformers' model: head, loss, dropout, seeds."""
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 
+import tiny
 from crossover.model import loss
 from crossover.model.backbone import build
 from crossover.objectives.block import Block

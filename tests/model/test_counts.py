@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import tiny
 from crossover.errors import RecipeError
 from crossover.model import shapes
 from crossover.model.attention import Plan
@@ -102,7 +102,7 @@ def test_presets_have_the_size_that_their_name_says() -> None:
 
 
 def test_a_shape_that_cannot_be_is_refused() -> None:
-    with pytest.raises(RecipeError, match="no preset called '1mm'.*did you mean '1m'"):
+    with pytest.raises(RecipeError, match=r"no preset called '1mm'.*did you mean '1m'"):
         shapes.shape_of(ModelRecipe(preset="1mm"), 100)
     with pytest.raises(RecipeError, match="does not divide"):
         shapes.shape_of(ModelRecipe(preset="1m", heads=4, kv_heads=3), 100)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from crossover.objectives.autoregressive import Autoregressive
 from crossover.streams import stream
 
@@ -33,7 +33,7 @@ def test_inputs_are_hidden_at_the_rate_and_targets_are_not(rate) -> None:
 def test_the_auxiliary_pass_is_the_clean_loss_plus_a_share_of_the_masked_one() -> None:
     model, few = tiny.model(WORDS, 8), TOKENS[:4]
     clean, noisy, both = (
-        float(tiny.loss(model, objective.corrupt(few, stream(2, "m"), WORDS)))
+        float(tiny.loss(model, objective.corrupt(few, stream(2, "m"), WORDS)).detach())
         for objective in (
             Autoregressive(),
             Autoregressive(input_mask_rate=0.5),

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from crossover.objectives.autoregressive import Autoregressive
 from crossover.objectives.block import Block
 from crossover.objectives.masked import Masked
@@ -57,9 +57,8 @@ def direct(model, example: Example, tokens: np.ndarray, block: int, causal: bool
             seen = np.tri(size, dtype=bool) if causal else group[:, None] >= group[None, :]
             seen[first:] = True
             if words.separate_documents:
-                ends = sequence == words.eos_id
-                document = np.cumsum(ends) - ends
-                seen &= (document[:, None] == document[None, :]) | (np.arange(size) == 0)[None, :]
+                document = np.cumsum(sequence == words.eos_id)
+                seen &= document[:, None] == document[None, :]
             with torch.no_grad():
                 states = model.states(tiny.tensor(sequence[None]), torch.arange(size)[None], tiny.dense_plan(seen))
                 nats = -torch.log_softmax(model.logits(states[0]), -1).double().numpy()
@@ -91,9 +90,13 @@ def test_one_pass_over_two_streams_is_the_computation_block_by_block(objective, 
 def test_a_causal_clean_stream_gives_the_next_token_loss_for_free(separate) -> None:
     words = tiny.vocabulary(9, separate=separate)
     model, tokens = tiny.model(words, 8), stream(3, "text").integers(0, 9, (3, 8))
-    ar = float(tiny.loss(model, Autoregressive().corrupt(tokens, stream(0, "m"), words)))
+    ar = float(tiny.loss(model, Autoregressive().corrupt(tokens, stream(0, "m"), words)).detach())
     alone, both = (
-        float(tiny.loss(model, Block(4, clean="causal", autoregressive_weight=weight).corrupt(tokens, rng, words)))
+        float(
+            tiny.loss(
+                model, Block(4, clean="causal", autoregressive_weight=weight).corrupt(tokens, rng, words)
+            ).detach()
+        )
         for weight, rng in ((0.0, stream(4, "m")), (0.7, stream(4, "m")))
     )
     assert both == pytest.approx(alone + 0.7 * ar, rel=1e-5)

@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+import tiny
 from crossover.objectives.autoregressive import Autoregressive
 from crossover.objectives.block import Block
 from crossover.objectives.masked import Masked
 from crossover.objectives.windows import documents_of, exact_masks, strata, with_bos
+from crossover.records import Pattern
 from crossover.streams import stream
 
 WORDS = tiny.vocabulary(9)
@@ -101,7 +102,7 @@ def test_shapes_are_static_and_reads_lie_inside(objective) -> None:
     for example in examples:
         reads = tiny.reads(example)
         assert len(reads) == len(example.targets_R) == len(example.weights_R)
-        assert 0 <= reads.min() and reads.max() < example.inputs_BN.size
+        assert reads.min() >= 0 and reads.max() < example.inputs_BN.size
         assert example.data_tokens == 48
         assert example.positions_BN.shape == example.inputs_BN.shape
     lengths = {len(example.targets_R) for example in examples}
@@ -143,9 +144,9 @@ def test_documents_are_numbered_by_the_ends_that_show() -> None:
     words = tiny.vocabulary(9, separate=True)
     window = with_bos(np.array([[1, 8, 2, 3, 8, 4]]), words)
     assert documents_of(window, tiny.vocabulary(9)) is None
-    assert documents_of(window, words).tolist() == [[-1, 0, 0, 1, 1, 1, 2]]
+    assert documents_of(window, words).tolist() == [[0, 0, 1, 1, 1, 2, 2]]
     window[0, 2] = words.mask_id
-    assert documents_of(window, words).tolist() == [[-1, 0, 0, 0, 0, 0, 1]]
+    assert documents_of(window, words).tolist() == [[0, 0, 0, 0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("clean", ["block", "causal"])
@@ -154,16 +155,44 @@ def test_a_noisy_copy_knows_the_borders_before_it_and_those_it_shows(clean: str)
     tokens = np.array([[1, 8, 2, 3, 8, 4, 8, 5]])
     for index in range(30):
         example = Block(4, clean=clean).corrupt(tokens, stream(7, "m", index), words)
-        assert example.documents_BN[0, :4].tolist() == [-1, 0, 0, 1]
+        assert example.documents_BN[0, :4].tolist() == [0, 0, 1, 1]
         for block, border in ((0, 0), (1, 1)):
             first = 4 + 5 * block
             shown = example.inputs_BN[0, first : first + 5]
-            number, wanted = border, []
-            for token in shown:
-                wanted.append(number)
-                number += int(token == words.eos_id)
-            wanted[0] = -1 if block == 0 else wanted[0]
-            assert example.documents_BN[0, first : first + 5].tolist() == wanted
+            wanted = border + np.cumsum(shown == words.eos_id)
+            assert example.documents_BN[0, first : first + 5].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("objective", [Autoregressive(), Masked(), Block(4), Block(4, clean="causal")], ids=repr)
+def test_documents_that_are_kept_apart_predict_only_themselves(objective) -> None:
+    """Also the first token of a document: the state that predicts it may not see the document before it."""
+    words = tiny.vocabulary(9, separate=True)
+    model = tiny.model(words, 8).double()
+    text = np.array([1, 5, 3, 8, 2, 4, 7, 6])
+    for index in range(12):
+        found = []
+        for changed in (text, np.where(np.arange(8) == 1, 2, text), np.where(np.arange(8) == 5, 3, text)):
+            example = objective.corrupt(changed[None], stream(8, "m", index), words)
+            live = example.weights_R > 0
+            states = tiny.states(model, example)[tiny.reads(example)[live]].numpy()
+            found.append((states, example.positions_BN.ravel()[tiny.reads(example)[live]], example))
+        (plain, token, example), (first, _, _), (second, _, _) = found
+        if isinstance(objective, Masked) and example.inputs_BN[0, 4] == words.mask_id:
+            continue  # a hidden end is no border
+        assert np.abs(first - plain)[token >= 4].max(initial=0) < 1e-12
+        assert np.abs(second - plain)[token < 4].max(initial=0) < 1e-12
+
+
+def test_the_first_token_of_a_window_is_predicted_from_its_document() -> None:
+    words = tiny.vocabulary(9, separate=True)
+    model = tiny.model(words, 8)
+    told = []
+    for last in (1, 2):
+        window = np.array([[words.bos_id, words.mask_id, 1, 2, 3, 4, last, 8, 5]])
+        documents = tiny.tensor(documents_of(window, words))
+        plan = model.plan(Pattern("full"), 9, documents)
+        told.append(model.states(tiny.tensor(window), tiny.tensor(np.arange(9)[None]), plan)[0, 0].detach())
+    assert float((told[0] - told[1]).abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize(

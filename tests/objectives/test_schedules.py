@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
+from crossover.errors import RecipeError
 from crossover.objectives.masked import Masked
 from crossover.objectives.schedules import Clipped, Cosine, FrequencyInformed, Linear, LogLinear, Polynomial
 from crossover.registry import component_of, names
+from tiny import vocabulary
 
 BOUNDS = [Linear(), Cosine(), LogLinear(0.0), Polynomial(), Polynomial(3.0), Polynomial(1.0), Clipped(0.0, 1.0)]
 T = 3
@@ -142,10 +144,6 @@ def test_frequency_informed_noise_keeps_the_mean_rate_and_the_order_of_rarity(ra
 
 
 def test_frequency_informed_noise_needs_frequencies_and_whole_windows() -> None:
-    from tiny import vocabulary
-
-    from crossover.errors import RecipeError
-
     objective = Masked(count="bernoulli", noise=FrequencyInformed(1.0))
     tokens = np.random.default_rng(0).integers(0, 9, (2000, 6))
     with pytest.raises(ValueError, match="needs token counts"):

@@ -16,7 +16,6 @@ from crossover.objectives.windows import (
     Mask,
     Masks,
     documents_of,
-    ends_before,
     exact_masks,
     pad_reads,
     strata,
@@ -76,11 +75,10 @@ def _documents(whole_BN: Ints, copies_BKN: Ints, clean: int, vocabulary: Vocabul
     if documents is None:
         return None
     # A copy knows the borders up to its first input, which is clean, and from there on only those that it shows.
-    size = copies_BKN.shape[2] - 1
-    known = ends_before(whole_BN, vocabulary)[:, : whole_BN.shape[1] - 1 : size, None]
-    numbers = (known + ends_before(copies_BKN, vocabulary)).reshape(len(whole_BN), -1)
-    numbers[:, 0] = -1
-    return np.concatenate([documents[:, :clean], numbers], axis=1)
+    known = documents[:, : whole_BN.shape[1] - 1 : copies_BKN.shape[2] - 1, None]
+    ends = copies_BKN == vocabulary.eos_id
+    numbers = known + np.cumsum(ends, axis=2) - ends[:, :, :1]
+    return np.concatenate([documents[:, :clean], numbers.reshape(len(whole_BN), -1)], axis=1)
 
 
 @register("objective", "block")

@@ -65,7 +65,9 @@ def with_bos(tokens_BT: Ints, vocabulary: Vocabulary) -> Ints:
 
 
 def documents_of(window_BN: Ints, vocabulary: Vocabulary) -> Ints | None:
-    """Number the documents inside each window (BOS is -1, seen by all), or None where borders do not count.
+    """Number the document that each input's state predicts a token of, or None where borders do not count.
+
+    The end of a document counts to the next one, whose first token its state predicts, as BOS counts to the first.
 
     Args:
         window_BN: BOS and tokens as the model sees them: a hidden end of document must not show as a border.
@@ -74,17 +76,7 @@ def documents_of(window_BN: Ints, vocabulary: Vocabulary) -> Ints | None:
     Returns:
         The numbers [B, N], or None.
     """
-    if not vocabulary.separate_documents:
-        return None
-    numbers = ends_before(window_BN, vocabulary)
-    numbers[:, 0] = -1
-    return numbers
-
-
-def ends_before(inputs: Ints, vocabulary: Vocabulary) -> Ints:
-    """Count the visible ends of documents strictly before each input, along the last axis."""
-    ends = inputs == vocabulary.eos_id
-    return np.cumsum(ends, axis=-1) - ends
+    return np.cumsum(window_BN == vocabulary.eos_id, axis=1) if vocabulary.separate_documents else None
 
 
 def strata(count: int, rng: np.random.Generator) -> Floats:

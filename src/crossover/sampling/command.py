@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
+from crossover.data.tokenizer import Tokenizer
 from crossover.errors import RecipeError
 from crossover.hub.adopt import open_model
 from crossover.sampling.autoregressive import AutoregressiveSampler
@@ -31,6 +33,8 @@ def sample_folder(
     Raises:
         RecipeError: The model has no such mode, or the text does not fit into its window.
     """
+    if not math.isfinite(temperature):
+        raise RecipeError(f"temperature must be a finite number, not {temperature}")
     model, tokenizer, facts = open_model(folder)
     context = int(model.inner.config.max_position_embeddings) - 1
     modes = {"ar": "ar", "nelbo": "masked", "l2r": "masked"}
@@ -40,9 +44,12 @@ def sample_folder(
         raise RecipeError(
             f"{folder}: cannot sample in mode '{wanted or mode}'; this model has: {', '.join(have) or '-'}"
         )
-    ids = tokenizer.encode(prompt).tolist()
+    ids = _encoded(tokenizer, prompt)
     if len(ids) + n_tokens > context:
-        raise RecipeError(f"the prompt's {len(ids)} tokens and {n_tokens} new ones exceed the window of {context}")
+        raise RecipeError(
+            f"{folder}: the prompt's {len(ids)} tokens and {n_tokens} new ones exceed the model's window of {context} "
+            f"tokens; draw at most {max(0, context - len(ids))}, or shorten the prompt"
+        )
     picking = Picking(temperature=temperature)
     sampler = AutoregressiveSampler(picking) if wanted == "ar" else MaskedSampler(context, picking)
     start = time.perf_counter()
@@ -51,3 +58,12 @@ def sample_folder(
     passes = min(n_tokens, len(drawn) + 1) if wanted == "ar" else n_tokens
     note = f"[{wanted}, {len(drawn)} tokens, {passes} forward passes, {len(drawn) / seconds:.0f} tokens/s, seed {seed}]"
     return tokenizer.decode(drawn), note
+
+
+def _encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        # Python hands bytes of the command line that are no text over as halves of surrogate pairs.
+        raise RecipeError("the prompt is not UTF-8 text; convert it first") from None
+    return tokenizer.encode(prompt).tolist()

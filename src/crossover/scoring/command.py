@@ -43,6 +43,9 @@ def score_folder(
     Raises:
         DataError: There is no text to score, or it is not the model's own where it should be.
     """
+    if procedure != "all":
+        # A mistyped name should not wait for torch and the text.
+        procedure_of(procedure, draws=draws, positions=positions)
     model, tokenizer, facts = open_model(folder)
     if isinstance(source, Mapping):
         text = prepare(resolve(source).data, seed=0)
@@ -61,6 +64,7 @@ def score_folder(
     for mode in modes:
         card = score(model, held_out, procedure_of(mode, draws=draws, positions=positions))
         kind = "exact" if card.exact else "bound"
+        kind += "" if mode in facts["modes"] else ", a mode that this model was not trained for"
         yield (
             f"{mode} ({kind}): {card.bits_per_byte:.4f} +- {card.standard_error_bits:.4f} bits per byte, "
             f"{card.loss_nats:.4f} +- {card.standard_error_nats:.4f} nats per token, perplexity {card.perplexity:.2f} "

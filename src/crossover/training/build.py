@@ -20,8 +20,8 @@ from crossover.recipe import Recipe
 from crossover.registry import component_of
 from crossover.scoring.likelihood import modes_of
 from crossover.streams import stream
-from crossover.training.evaluate import Evaluator
 from crossover.training import machine
+from crossover.training.evaluate import Evaluator
 from crossover.training.machine import Choices, decide, matmul_flops_per_second
 from crossover.training.state import Budget
 from crossover.training.step import Stepper
@@ -79,6 +79,11 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
     """
     objectives = {name: component_of("objective", name) for name in recipe.controller.objectives()}
     shape = shape_of(recipe.model, text.vocabulary.size)
+    if shape.width % shape.heads:
+        raise RecipeError(
+            f"model.width: {shape.width} must be a multiple of model.heads {shape.heads}, as transformers asks; "
+            f"try {max(1, round(shape.width / shape.heads)) * shape.heads}"
+        )
     prices = _prices(recipe, shape, text, objectives)
     choices = machine.from_row(recorded["choices"]) if recorded else _choose(recipe, prices)
     torch.set_num_threads(choices.threads)
@@ -93,10 +98,23 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
     ).to(choices.device)
     stepper = _stepper(recipe, text, model, objectives, choices)
     budget = Budget(**recorded["budget"]) if recorded else _budget(recipe, stepper, prices)
+    _refuse_unreachable(recipe, budget, min(prices.values()), len(stepper.loader.tokens_U))
     modes = modes_of(tuple(objectives), recipe.data.context)
     evaluator = Evaluator(recipe, text, shape, modes, choices.precision)
+    evaluator.check()
     tokens = len(stepper.loader.tokens_U)
     return Workshop(recipe, text, shape, model, stepper, evaluator, choices, budget, prices, tokens)
+
+
+def _refuse_unreachable(recipe: Recipe, budget: Budget, cheapest: float, train_tokens: int) -> None:
+    """A change of the mix that the budget cannot reach would be a setting without effect."""
+    wanted = recipe.controller.first_change_epochs
+    reached = budget.tokens(cheapest) * recipe.training.learning_rate.decay_from / train_tokens
+    if wanted > 0 and wanted >= reached:
+        raise RecipeError(
+            f"controller: the mix should change at {wanted:g} epochs, but the budget buys at most {reached:.3g} before "
+            "the learning rate decays and the mix is frozen; change it earlier, or raise the budget"
+        )
 
 
 def _prices(recipe: Recipe, shape: Shape, text: PreparedText, objectives: Mapping[str, Any]) -> dict[str, float]:

@@ -58,7 +58,7 @@ def write_folder(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], tree:
     """
     temporary = final.parent / f".{final.name}.{os.getpid()}.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _forget_unfinished(final.parent)
         temporary.mkdir(parents=True)
         for name, group in tensors.items():
             save_file(
@@ -69,26 +69,58 @@ def write_folder(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], tree:
         (temporary / "checksums.json").write_text(json.dumps(sums, indent=1), "utf-8")
         for path in [*temporary.iterdir(), temporary]:
             _synchronise(path)
-        if final.exists():
-            # Rename cannot replace a folder that holds files; the old one steps aside first.
-            aside = final.parent / f".{final.name}.{os.getpid()}.old"
-            final.rename(aside)
-            temporary.rename(final)
-            shutil.rmtree(aside)
-        else:
-            temporary.rename(final)
-        _synchronise(final.parent)
+        _move(temporary, final)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise RunError(
             f"{final}: cannot be written: {reason}; free some space or mend the folder, then start again"
         ) from None
+    finally:
+        # Also when it was interrupted; after a rename there is nothing left to remove.
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(temporary: Path, final: Path) -> None:
+    if final.exists():
+        # Rename cannot replace a folder that holds files; the old one steps aside first.
+        aside = final.parent / f".{final.name}.{os.getpid()}.old"
+        final.rename(aside)
+        try:
+            temporary.rename(final)
+        except OSError:
+            aside.rename(final)
+            raise
+        shutil.rmtree(aside)
+    else:
+        temporary.rename(final)
+    _synchronise(final.parent)
+
+
+def _forget_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed in the middle of a write left; a run has one writer at a time."""
+    for pattern in (".*.tmp", ".*.old"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def existing(folder: Path) -> list[Path]:
     """List the checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read only what a checkpoint says, so that its origin can be judged before its tensors are read.
+
+    Args:
+        folder: The checkpoint's folder.
+
+    Returns:
+        The state.
+
+    Raises:
+        CheckpointError: A file is missing, truncated or altered.
+    """
+    return load(folder, ())[1]
 
 
 def load(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

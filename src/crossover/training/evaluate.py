@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crossover.data.shards import PreparedText
+from crossover.errors import DataError
 from crossover.model.backbone import Backbone
 from crossover.model.shapes import Shape, Workload, forward_flops, live_entries
 from crossover.recipe import Recipe
@@ -64,6 +65,17 @@ class Evaluator:
             flops += sum(self._flops(rows) for rows in self._rows[name])
         return cards, flops
 
+    def check(self) -> None:
+        """Cut all text that will be scored, so that too little of it is known before training and not after it.
+
+        Raises:
+            DataError: There is too little dev or test text.
+        """
+        scoring = self.recipe.scoring
+        self._cut("dev", scoring.dev_windows)
+        self._cut("dev", scoring.test_windows)
+        self._cut("test", scoring.test_windows)
+
     def final(
         self, model: Backbone, split: Literal["dev", "test"], name: str, checkpoint: Mapping[str, Any]
     ) -> ScoreCard:
@@ -92,9 +104,13 @@ class Evaluator:
         key = (split, limit)
         if key not in self._windows:
             documents = [document.tokens for document in self.text.documents(split)]
-            self._windows[key] = cut(
-                documents, self.text.tokenizer.token_bytes_V, self.recipe.data.context, limit, split
-            )
+            token_bytes_V, context = self.text.tokenizer.token_bytes_V, self.recipe.data.context
+            try:
+                self._windows[key] = cut(documents, token_bytes_V, context, limit, split)
+            except DataError as error:
+                raise DataError(
+                    f"data.{split}_share: {error}; raise it, give more text, or lower data.context"
+                ) from None
         return self._windows[key]
 
     def _facts(self) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from crossover.errors import CheckpointError
 from crossover.recipe import Recipe
 from crossover.records import Mix, Progress
 
@@ -58,7 +59,15 @@ class State:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> State:
-        """Read a state back."""
+        """Read a state back.
+
+        Raises:
+            CheckpointError: It was written by a version of the program that keeps other things.
+        """
+        known = {item.name for item in fields(cls)}
+        if set(tree) != known:
+            odd = ", ".join(sorted(set(tree) ^ known))
+            raise CheckpointError(f"the checkpoint is of another version of crossover ({odd}); use that version")
         return cls(**tree)
 
     def spent(self, counts: Mapping[str, int], flops: Mapping[str, float], flops_6nd: float) -> State:

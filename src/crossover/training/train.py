@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from crossover.data.shards import PreparedText
-from crossover.errors import RunError
+from crossover.errors import CheckpointError, RunError
 from crossover.hub.export import export
 from crossover.model.shapes import parameters
 from crossover.objectives.mixing import Dealer
@@ -106,10 +107,10 @@ def _resume(run: Run) -> None:
     if not checkpoints:
         run.recorder.cut_back(0)
         return
+    # First whose it is: the tensors of another recipe would not fit, and would not say why.
+    if checkpoint.load_state(checkpoints[-1]).get("recipe") != fingerprint(to_tree(run.workshop.recipe)):
+        raise CheckpointError(f"{checkpoints[-1]}: is a checkpoint of another recipe; use another --run-dir")
     tree = _restore(run, checkpoints[-1])
-    wanted = fingerprint(to_tree(run.workshop.recipe))
-    if tree["recipe"] != wanted:
-        raise RunError(f"{checkpoints[-1]}: is a checkpoint of another recipe; use another --run-dir")
     run.state = State.from_tree(tree["state"])
     run.bad_steps = int(tree["bad_steps"])
     run.flushed = (0.0, run.state.data_tokens)
@@ -307,21 +308,21 @@ def _finish(run: Run) -> None:
     workshop, cards = run.workshop, {}
     for name in workshop.evaluator.modes:
         kept = run.folder / "best" / (name if name in run.state.best else _stand_in(run, name))
-        step = _load_weights(run, kept)
-        facts = {"checkpoint": kept.name, "checkpoint_step": step}
+        facts = {**_load_weights(run, kept), "versions": machine.facts()["versions"]}
         for split in ("dev", "test"):
             cards[split, name] = workshop.evaluator.final(workshop.model, split, name, facts)
     headline = min(workshop.evaluator.modes, key=lambda name: cards["dev", name].bits_per_byte)
     for (split, name), card in cards.items():
         row = {**asdict(card), "perplexity": card.perplexity, "split": split, "headline": name == headline}
         run.recorder.scores(f"{split}-{name}", {**row, "checkpoint_step": card.conditions["checkpoint_step"]})
-    run.recorder.scores("summary", {"headline": headline, "chosen_on": "dev", "modes": list(workshop.evaluator.modes)})
     _load_weights(run, run.folder / "best" / (headline if headline in run.state.best else _stand_in(run, headline)))
     facts = {"modes": list(workshop.evaluator.modes), "best_mode": headline, "state_i_predicts": "token i + 1"}
     vocabulary = workshop.text.vocabulary
     facts |= {"mask_token_id": vocabulary.mask_id, "predictable": vocabulary.predictable}
     inner = workshop.model.inner
     export(run.folder / "model", inner.config, dict(inner.named_parameters()), workshop.text.tokenizer, facts)
+    # Last, because it says that the run is complete.
+    run.recorder.scores("summary", {"headline": headline, "chosen_on": "dev", "modes": list(workshop.evaluator.modes)})
 
 
 def _stand_in(run: Run, name: str) -> str:
@@ -330,8 +331,14 @@ def _stand_in(run: Run, name: str) -> str:
 
 
 @torch.no_grad()
-def _load_weights(run: Run, folder: Path) -> int:
+def _load_weights(run: Run, folder: Path) -> dict[str, Any]:
+    """Load the weights that were best under a mode; returns what identifies them."""
     tensors, tree = checkpoint.load(folder, ["model"])
     for name, parameter in run.workshop.model.inner.named_parameters():
         parameter.copy_(tensors["model"][name])
-    return int(tree["step"])
+    sums = json.loads((folder / "checksums.json").read_text("utf-8"))
+    return {
+        "checkpoint": f"best/{folder.name}",
+        "checkpoint_step": int(tree["step"]),
+        "checkpoint_sha256": sums["model.safetensors"],
+    }

@@ -20,6 +20,11 @@ class Controller(Protocol):
         """Whether it needs held-out control text; every other arm trains on that text."""
         ...
 
+    @property
+    def first_change_epochs(self) -> float:
+        """Epoch before which the mix cannot change by plan; 0 when there is none, or no plan."""
+        ...
+
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that a decision may ask for."""
         ...
@@ -49,6 +54,7 @@ class Constant:
 
     mix: MixField
     uses_control_text = False
+    first_change_epochs = 0.0
 
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that a decision may ask for."""
@@ -78,6 +84,11 @@ class Switch:
     def __post_init__(self) -> None:
         if self.at_epochs <= 0:
             raise ValueError(f"at_epochs must be above 0, not {self.at_epochs}; for one mix use constant")
+
+    @property
+    def first_change_epochs(self) -> float:
+        """Epoch of the switch."""
+        return self.at_epochs
 
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that a decision may ask for."""
@@ -114,6 +125,11 @@ class Ramp:
     def __post_init__(self) -> None:
         if not 0 <= self.from_epochs < self.to_epochs:
             raise ValueError(f"0 <= from_epochs < to_epochs must hold, not {self.from_epochs}, {self.to_epochs}")
+
+    @property
+    def first_change_epochs(self) -> float:
+        """Epoch where the ramp begins."""
+        return self.from_epochs
 
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that a decision may ask for."""

@@ -1,0 +1,203 @@
+"""A checkpoint is there whole or not at all, and gives back every bit."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossover.errors import CheckpointError, RunError
+from crossover.training import checkpoint
+from crossover.training.state import State
+
+
+def groups(seed: int = 0) -> dict[str, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    weights = {f"layer.{index}": torch.randn(5, 3, generator=generator) for index in range(3)}
+    return {"model": weights, "optimizer": {"0.0.step": torch.tensor(7.0)}}
+
+
+def visible_and_hidden(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    written = groups()
+    path = checkpoint.save(tmp_path, 12, written, {"note": "é", "number": 0.1}, keep=2)
+    tensors, tree = checkpoint.load(path, ["model", "optimizer"])
+    assert tree == {"note": "é", "number": 0.1} == checkpoint.load_state(path)
+    for name, group in written.items():
+        assert list(tensors[name]) == sorted(group)
+        assert all(torch.equal(tensors[name][key], value) for key, value in group.items())
+    assert visible_and_hidden(tmp_path) == ["step-000000012"]
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (1, 20, 300, 4000):
+        checkpoint.save(tmp_path, step, groups(), {"step": step}, keep=2)
+    assert [path.name for path in checkpoint.existing(tmp_path)] == ["step-000000300", "step-000004000"]
+
+
+def test_a_folder_of_the_same_name_is_replaced_whole(tmp_path):
+    first, second = groups(0), groups(1)
+    checkpoint.write_folder(tmp_path / "best", first, {"step": 1})
+    checkpoint.write_folder(tmp_path / "best", {"model": second["model"]}, {"step": 2})
+    tensors, tree = checkpoint.load(tmp_path / "best", ["model"])
+    assert tree == {"step": 2}
+    assert torch.equal(tensors["model"]["layer.0"], second["model"]["layer.0"])
+    assert visible_and_hidden(tmp_path) == ["best"]
+    assert not (tmp_path / "best" / "optimizer.safetensors").exists()
+
+
+@pytest.mark.parametrize("stage", ["save_file", "_sha256", "_synchronise"])
+@pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch, stage, problem):
+    checkpoint.save(tmp_path, 1, groups(), {"step": 1}, keep=1)
+    calls = []
+
+    def fail(*arguments: object, **options: object) -> None:
+        calls.append(arguments)
+        raise problem
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint, stage, fail)
+        expected = KeyboardInterrupt if isinstance(problem, KeyboardInterrupt) else RunError
+        with pytest.raises(expected) as raised:
+            checkpoint.save(tmp_path, 2, groups(1), {"step": 2}, keep=1)
+    assert calls
+    if expected is RunError:
+        assert "step-000000002" in str(raised.value) and "No space left" in str(raised.value)
+        assert "free some space" in str(raised.value)
+    assert visible_and_hidden(tmp_path) == ["step-000000001"]
+    assert checkpoint.load(tmp_path / "step-000000001", ["model"])[1] == {"step": 1}
+    # Once there is space again, the same write succeeds.
+    checkpoint.save(tmp_path, 2, groups(1), {"step": 2}, keep=1)
+    assert visible_and_hidden(tmp_path) == ["step-000000002"]
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+    checkpoint.write_folder(tmp_path / "best", groups(0), {"step": 1})
+    rename = Path.rename
+
+    def fail_on_new(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "rename", fail_on_new)
+        with pytest.raises(RunError):
+            checkpoint.write_folder(tmp_path / "best", groups(1), {"step": 2})
+    assert checkpoint.load(tmp_path / "best", ["model"])[1] == {"step": 1}
+    assert visible_and_hidden(tmp_path) == ["best"]
+
+
+def test_what_a_killed_writer_left_is_not_a_checkpoint_and_goes_away(tmp_path):
+    old = checkpoint.save(tmp_path, 1, groups(), {"step": 1}, keep=1)
+    shutil.copytree(old, tmp_path / ".step-000000002.4711.tmp")
+    (tmp_path / ".step-000000002.4711.tmp" / "checksums.json").unlink()
+    shutil.copytree(old, tmp_path / ".step-000000000.4711.old")
+    assert checkpoint.existing(tmp_path) == [old]
+    checkpoint.save(tmp_path, 3, groups(), {"step": 3}, keep=2)
+    assert visible_and_hidden(tmp_path) == ["step-000000001", "step-000000003"]
+
+
+NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "empty"])
+def test_damage_is_found_and_named(tmp_path, name, damage):
+    checkpoint.save(tmp_path, 1, groups(), {"step": 1}, keep=9)
+    path = checkpoint.save(tmp_path, 2, groups(), {"step": 2}, keep=9)
+    content = bytearray((path / name).read_bytes())
+    if damage == "missing":
+        (path / name).unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        shorter = {"truncated": content[:-3], "flipped": content, "empty": b""}
+        (path / name).write_bytes(bytes(shorter[damage]))
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as raised:
+        checkpoint.load(path, ["model", "optimizer"])
+    assert "step-000000002" in str(raised.value)
+    # The message says which checkpoint is left to go on from.
+    assert "go on from step-000000001" in str(raised.value)
+    assert checkpoint.load(tmp_path / "step-000000001", ["model", "optimizer"])[1] == {"step": 1}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null", '{"state.json": 3}'])
+def test_a_damaged_list_of_checksums_is_an_error_too(tmp_path, content):
+    path = checkpoint.save(tmp_path, 1, groups(), {"step": 1}, keep=1)
+    (path / "checksums.json").write_text(content)
+    with pytest.raises(CheckpointError, match="step-000000001.*start the run anew"):
+        checkpoint.load(path, ["model"])
+
+
+def test_a_state_of_another_version_is_refused():
+    tree = State(step=3).to_tree()
+    assert State.from_tree(json.loads(json.dumps(tree))) == State(step=3)
+    with pytest.raises(CheckpointError, match=r"another version.*phase"):
+        State.from_tree({**tree, "phase": "moon"})
+    del tree["skipped"]
+    with pytest.raises(CheckpointError, match=r"another version.*skipped"):
+        State.from_tree(tree)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_weights_are_written_once_and_stay_tied(tmp_path, workshop, tied):
+    model = workshop(model__tied=tied).model
+    named = dict(model.inner.named_parameters())
+    assert ("lm_head.weight" in named) == (not tied)
+    checkpoint.write_folder(tmp_path / "one", {"model": named}, {})
+    other = workshop(model__tied=tied, seed=5).model
+    before = other.inner.get_input_embeddings().weight.detach().clone()
+    tensors, _ = checkpoint.load(tmp_path / "one", ["model"])
+    with torch.no_grad():
+        for name, parameter in other.inner.named_parameters():
+            parameter.copy_(tensors["model"][name])
+    assert not torch.equal(before, other.inner.get_input_embeddings().weight)
+    assert torch.equal(other.inner.get_output_embeddings().weight, model.inner.get_output_embeddings().weight)
+    same = other.inner.get_output_embeddings().weight is other.inner.get_input_embeddings().weight
+    assert same == tied
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = (
+        os.name == "posix"
+        and os.geteuid() == 0
+        and shutil.which("mount") is not None
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
+    if not mounted:
+        pytest.skip("cannot mount a small tmpfs here (needs root and mount)")
+    yield folder
+    # Lazily: tensors that were read from it are mapped until they are collected.
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_on_a_disk_that_is_really_full_the_old_checkpoint_stays_whole(small_disk):
+    def of_size(floats: int) -> dict[str, dict[str, Tensor]]:
+        return {"model": {"weight": torch.arange(floats, dtype=torch.float32)}}
+
+    checkpoint.save(small_disk, 1, of_size(60_000), {"step": 1}, keep=1)
+    with pytest.raises(RunError, match="step-000000002: cannot be written.*free some space"):
+        checkpoint.save(small_disk, 2, of_size(400_000), {"step": 2}, keep=1)
+    assert visible_and_hidden(small_disk) == ["step-000000001"]
+    tensors, tree = checkpoint.load(small_disk / "step-000000001", ["model"])
+    assert tree == {"step": 1} and torch.equal(tensors["model"]["weight"], of_size(60_000)["model"]["weight"])
+    checkpoint.save(small_disk, 2, of_size(100_000), {"step": 2}, keep=1)
+    assert visible_and_hidden(small_disk) == ["step-000000002"]
