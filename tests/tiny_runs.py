@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +96,21 @@ def rows(run: Path, stream: str = "steps") -> list[dict[str, Any]]:
 def read(path: Path) -> dict[str, Any]:
     """Read a JSON file."""
     return json.loads(path.read_text("utf-8"))
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """Mount a file system in memory on a folder, where that is possible, else skip the test."""
+    folder.mkdir(exist_ok=True)
+    order = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    able = sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
+    if not able or subprocess.run(order, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small tmpfs here (needs Linux, root and mount)")
+    try:
+        yield
+    finally:
+        # Lazily: tensors that were read from it are mapped until they are collected.
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 class Notes:

@@ -86,7 +86,7 @@ def _refuse_usage(error: Any) -> None:
         # Nothing was asked for: the answer is the help, not an error.
         print(message)
         raise SystemExit(2)
-    _fail(f"{message} See `{context.command_path} --help`." if context is not None else message)
+    _fail(f"{message.rstrip('.')}. See `{context.command_path} --help`." if context is not None else message)
 
 
 def _fail(message: str) -> None:
@@ -200,7 +200,9 @@ def eval_command(
 def sample_command(
     run: RunPath,
     prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
-    tokens: Annotated[int, typer.Option(help="Tokens to draw.", min=1)] = 64,
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens to draw; by default 64, or what the window holds.", min=1)
+    ] = None,
     mode: Annotated[str, typer.Option(help="ar or masked; by default the model's best mode.")] = "best",
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,

@@ -146,6 +146,8 @@ def test_dropout_depends_on_the_step_and_on_nothing_else(workshop):
 
 
 @pytest.mark.slow
+# What torch's own compiler is deprecated to use is no concern of ours.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_step_gives_the_same_losses(workshop):
     if compiler() is None:
         pytest.skip("no C++ compiler here")

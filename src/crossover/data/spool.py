@@ -47,9 +47,17 @@ class Spool:
     def __init__(self, path: Path, documents: Iterable[Document]) -> None:
         self.entries: list[Entry] = []
         self.duplicates = 0
+        self._file: IO[bytes] = open(path, "w+b")  # noqa: SIM115 (closed by close)
+        try:
+            self._take(documents)
+        except BaseException:
+            # The caller gets no spool that it could close.
+            self._file.close()
+            raise
+
+    def _take(self, documents: Iterable[Document]) -> None:
         seen: set[bytes] = set()
         end = 0
-        self._file: IO[bytes] = open(path, "w+b")  # noqa: SIM115 (closed by close)
         for document in documents:
             content = document.text.encode()
             digest = hashlib.blake2b(content, digest_size=16).digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -210,6 +211,10 @@ class RunFolder:
             self.finish(state, why)
         except RunError:
             # On a full disk the status cannot be written either; the first error is the one to tell.
+            for file in self._files.values():
+                with suppress(OSError):
+                    file.close()
+            self._files.clear()
             self._release()
             if kind is None:
                 raise

@@ -125,6 +125,9 @@ def make_plan(pattern: Pattern, inputs: int, device: torch.device, dtype: torch.
         return Plan(pattern, back_end)  # the kernel knows this mask by itself
     # Masks are made outside inference mode and autograd, so that training and scoring can share them.
     with torch.inference_mode(False), torch.no_grad():
+        if back_end == "sdpa" and pattern.kind == "two_stream":
+            # Each noisy copy gets exactly its keys, so only the clean half has a mask.
+            return Plan(pattern, back_end, bias=_clean_bias(pattern, device, dtype))
         return _dense_plan(pattern, mask_NN(pattern, inputs, device)[None, None], dtype, back_end)
 
 
@@ -147,8 +150,14 @@ def make_document_plan(pattern: Pattern, documents_BN: Tensor, dtype: torch.dtyp
     return _dense_plan(pattern, mask_NN(pattern, same.shape[-1], same.device)[None, None] & same, dtype, back_end)
 
 
+def _clean_bias(pattern: Pattern, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    if pattern.clean_kind == "causal":
+        return None
+    return _bias(mask_NN(Pattern("block_causal", pattern.block), pattern.clean, device)[None, None], dtype)
+
+
 def _dense_plan(pattern: Pattern, allowed: Tensor, dtype: torch.dtype, back_end: str) -> Plan:
-    if back_end == "sdpa" or pattern.kind != "two_stream":
+    if pattern.kind != "two_stream":
         open_to_all = pattern.kind == "full" and bool(allowed.all())
         return Plan(pattern, back_end, bias=None if open_to_all else _bias(allowed, dtype))
     clean, width = pattern.clean, pattern.block + 1
@@ -156,12 +165,13 @@ def _dense_plan(pattern: Pattern, allowed: Tensor, dtype: torch.dtype, back_end:
     blocks = noisy.shape[-1] // width
     grid = noisy.unflatten(-1, (blocks, width)).unflatten(-3, (blocks, width))
     own = grid.diagonal(dim1=-4, dim2=-2).permute(0, 1, 4, 2, 3).flatten(2, 3)
+    keep_own = back_end == "sdpa" or not bool(own.all())
     return Plan(
         pattern,
         back_end,
         bias=_bias(allowed[..., :clean, :clean], dtype),
         prefix_bias=_bias(allowed[..., clean:, :clean], dtype),
-        own_bias=None if bool(own.all()) else _bias(own, dtype),
+        own_bias=_bias(own, dtype) if keep_own else None,
     )
 
 
@@ -225,13 +235,8 @@ def attend(
     if plan.back_end == "flex":
         return _flex(query, key, value, plan, scale), None
     if plan.back_end == "sdpa":
-        grouped = query.shape[1] != key.shape[1]
-        causal = plan.pattern.kind == "causal" and plan.bias is None
-        bias = None if plan.bias is None else plan.bias.to(value.dtype)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
-        )
-        return mixed.transpose(1, 2), None
+        compute = _block_by_block if plan.pattern.kind == "two_stream" else _fused
+        return compute(query, key, value, plan, dropout, scale).transpose(1, 2), None
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
@@ -239,13 +244,59 @@ def attend(
     return compute(query * scale, key, value, plan, dropout).transpose(1, 2), None
 
 
+def _fused(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropout: float, scale: float) -> Tensor:
+    # Without a bias the kernel knows the mask by itself: causal (also of a clean stream) or full.
+    causal = plan.bias is None and plan.pattern.kind != "full"
+    return _sdpa(query, key, value, plan.bias, dropout, scale, causal=causal)
+
+
+def _sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    dropout: float,
+    scale: float,
+    *,
+    causal: bool = False,
+) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    bias = None if bias is None else bias.to(value.dtype)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+
+
+def _block_by_block(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropout: float, scale: float) -> Tensor:
+    """Attend over two long streams: the clean one, then each noisy copy on exactly the keys that it may see."""
+    clean, width = plan.pattern.clean, plan.pattern.block + 1
+    parts = [_fused(query[:, :, :clean], key[:, :, :clean], value[:, :, :clean], plan, dropout, scale)]
+    for number, start in enumerate(range(clean, query.shape[2], width)):
+        prefix, own = slice(0, number * plan.pattern.block), slice(start, start + width)
+        keys = torch.cat([key[:, :, prefix], key[:, :, own]], dim=2)
+        values = torch.cat([value[:, :, prefix], value[:, :, own]], dim=2)
+        bias = None
+        if plan.own_bias is not None and plan.prefix_bias is not None:
+            rows = slice(start - clean, start - clean + width)
+            bias = torch.cat([plan.prefix_bias[:, :, rows, prefix], plan.own_bias[:, :, rows]], dim=-1)
+        parts.append(_sdpa(query[:, :, own], keys, values, bias, dropout, scale))
+    return torch.cat(parts, dim=2)
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
 def _flex(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
+    # Uncompiled, FlexAttention writes out all scores; inside a compiled step it is fused with it.
+    call = _compiled_flex() if query.is_cuda and not torch.compiler.is_compiling() else flex_attention
     grouped = query.shape[1] != key.shape[1]
-    mixed = flex_attention(query, key, value, block_mask=plan.block_mask, scale=scale, enable_gqa=grouped)
-    assert isinstance(mixed, Tensor)
-    return mixed.transpose(1, 2)
+    return call(query, key, value, block_mask=plan.block_mask, scale=scale, enable_gqa=grouped).transpose(1, 2)
 
 
 def _probabilities(scores: Tensor, dropout: float) -> Tensor:

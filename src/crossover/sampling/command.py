@@ -13,16 +13,18 @@ from crossover.sampling.autoregressive import AutoregressiveSampler
 from crossover.sampling.diffusion import MaskedSampler
 from crossover.sampling.picking import Picking
 
+TOKENS = 64
+
 
 def sample_folder(
-    folder: Path, prompt: str, n_tokens: int, *, mode: str, temperature: float, seed: int
+    folder: Path, prompt: str, n_tokens: int | None, *, mode: str, temperature: float, seed: int
 ) -> tuple[str, str]:
     """Continue a prompt with the model in a folder.
 
     Args:
         folder: A model folder that a run left.
         prompt: Text to go on from; may be empty.
-        n_tokens: Tokens to draw.
+        n_tokens: Tokens to draw; None draws as many as the window holds, at most `TOKENS`.
         mode: "ar", "masked", or "best" for the mode that scored best on dev.
         temperature: 0 takes the likeliest token.
         seed: The same seed gives the same text.
@@ -45,6 +47,8 @@ def sample_folder(
             f"{folder}: cannot sample in mode '{wanted or mode}'; this model has: {', '.join(have) or '-'}"
         )
     ids = _encoded(tokenizer, prompt)
+    if n_tokens is None:
+        n_tokens = max(1, min(TOKENS, context - len(ids)))
     if len(ids) + n_tokens > context:
         raise RecipeError(
             f"{folder}: the prompt's {len(ids)} tokens and {n_tokens} new ones exceed the model's window of {context} "
