@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import yaml
 
 from crossover import cli
 
+# One step, scored coarsely: enough to see that a command works.
+SHORT = {"budget": {"tokens": 512}}
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
 
 
@@ -111,6 +113,27 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
     finally:
         # Lazily: tensors that were read from it are mapped until they are collected.
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Files that a write in the middle of which something failed would leave."""
+    return [str(path) for path in folder.rglob("*") if path.name.endswith((".tmp", ".old"))]
+
+
+def works(train: Callable[..., tuple[int, str, str]], *more: object) -> None:
+    code, out, said = train(*more)
+    assert code == 0, said
+    assert "finished" in out and said == ""
+    assert read(Path("run/status.json"))["state"] == "finished" and Path("run/model/config.json").exists()
+    assert leftovers(Path("run")) == []
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but its status and its log."""
+    paths = [
+        path for path in folder.rglob("*") if path.is_file() and path.name not in ("status.json", ".lock", "log.txt")
+    ]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 class Notes:
