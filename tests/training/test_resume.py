@@ -32,7 +32,8 @@ def recipe(folder: Path, **changes: object) -> Path:
     """Write a recipe in which everything that a resume has to restore is in use."""
     tree: dict[str, object] = {
         "name": "resume",
-        "data": {"source": str(write_text_corpus(folder)), "unique_tokens": 6000, "tokenizer": "bpe(300)", "context": 32},
+        "data": {"source": str(write_text_corpus(folder)), "unique_tokens": 6000, "tokenizer": "bpe(300)",
+                 "context": 32},
         "model": {"preset": "250k", "width": 32, "depth": 2, "mlp_width": 64, "head_width": 16, "heads": 2,
                   "residual_dropout": 0.1, "attention_dropout": 0.1},
         "budget": {"tokens": 40_000},
