@@ -180,14 +180,18 @@ def eval_command(
     windows: Annotated[int, typer.Option(help="Windows to score.", min=2)] = 256,
     draws: Annotated[int, typer.Option(help="Mask draws per window (nelbo).", min=1)] = 32,
     positions: Annotated[int, typer.Option(help="Positions per window (l2r).", min=1)] = 16,
+    trust: Trust = False,
 ) -> None:
-    """Score a model on held-out or other text, under declared procedures."""
+    """Score a model on held-out or other text, under declared procedures; each number comes with its card."""
     from crossover.evidence.run import read_run
+    from crossover.registry import trust_imports
 
     folder = _model_folder(run)
     source = text
     if text in ("dev", "test"):
         source = read_run(run).recipe if (run / "recipe.yaml").exists() else None
+        if source is not None:
+            trust_imports(source.get("imports") or (), trust=trust, origin=str(run / "recipe.yaml"))
     from crossover.scoring.command import score_folder
 
     for line in score_folder(

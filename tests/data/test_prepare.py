@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 import json
-import multiprocessing
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -265,20 +266,22 @@ def test_a_damaged_manifest_is_found(prepared: PreparedText) -> None:
         PreparedText.open(prepared.folder)
 
 
-def _prepare_in_a_process(path: Path, cache: Path, results: Any) -> None:
-    results.put(prepare(recipe(path), seed=0, cache=cache).data_hash)
+PREPARE = """
+import sys
+from pathlib import Path
+from crossover.data.prepare import prepare
+from crossover.recipe import resolve
+tree = {"data": {"source": sys.argv[1], "tokenizer": "bpe(300)"}}
+print(prepare(resolve(tree).data, seed=0, cache=Path(sys.argv[2])).data_hash)
+"""
 
 
 def test_two_processes_at_once_both_end_well(text: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
     cache = tmp_path / "cache"
-    workers = [context.Process(target=_prepare_in_a_process, args=(text, cache, results)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    hashes = {results.get(timeout=120) for _ in workers}
-    for worker in workers:
-        worker.join()
+    command = [sys.executable, "-c", PREPARE, str(text), str(cache)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    hashes = {worker.communicate(timeout=120)[0] for worker in workers}
+    assert [worker.returncode for worker in workers] == [0, 0]
     assert len(hashes) == 1
     assert len(list(cache.iterdir())) == 1
 

@@ -94,6 +94,11 @@ def shape_of(model: ModelRecipe, vocabulary: int) -> Shape:
     )
     if shape.heads % shape.kv_heads:
         raise RecipeError(f"model.kv_heads: {shape.kv_heads} does not divide model.heads {shape.heads}")
+    if shape.width % shape.heads:
+        raise RecipeError(
+            f"model.width: {shape.width} must be a multiple of model.heads {shape.heads}, as transformers asks; "
+            f"try {max(1, round(shape.width / shape.heads)) * shape.heads}"
+        )
     if shape.head_width % 2:
         raise RecipeError(f"model.head_width: {shape.head_width} must be even (rotary positions work on pairs)")
     return shape

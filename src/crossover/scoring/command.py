@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from crossover import __version__
 from crossover.data.prepare import prepare
 from crossover.errors import DataError
 from crossover.hub.adopt import open_model
@@ -38,7 +42,7 @@ def score_folder(
         positions: Positions per window for `l2r`.
 
     Yields:
-        A line per procedure: the number, its uncertainty, and what it is.
+        The number, its uncertainty and its card for each procedure.
 
     Raises:
         DataError: There is no text to score, or it is not the model's own where it should be.
@@ -61,18 +65,20 @@ def score_folder(
     context = int(model.inner.config.max_position_embeddings) - 1
     held_out = cut(documents, tokenizer.token_bytes_V, context, windows, name)
     modes = facts["modes"] if procedure == "all" else [procedure]
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    stated = {"text": name, "weights_sha256": weights, "tokenizer_hash": tokenizer.hash, "crossover": __version__}
     for mode in modes:
-        card = score(model, held_out, procedure_of(mode, draws=draws, positions=positions))
+        chosen = procedure_of(mode, draws=draws, positions=positions)
+        card = score(model, held_out, chosen, conditions=stated)
         kind = "exact" if card.exact else "bound"
         kind += "" if mode in facts["modes"] else ", a mode that this model was not trained for"
         yield (
             f"{mode} ({kind}): {card.bits_per_byte:.4f} +- {card.standard_error_bits:.4f} bits per byte, "
             f"{card.loss_nats:.4f} +- {card.standard_error_nats:.4f} nats per token, perplexity {card.perplexity:.2f} "
-            f"({card.tokens:,} tokens, {card.text_bytes:,} bytes, {card.documents} documents of {name})"
+            f"({card.tokens:,} tokens, {card.text_bytes:,} bytes, {card.documents} documents of {name})\n"
+            f"  card: {', '.join(f'{key}={value}' for key, value in card.conditions.items())}"
         )
 
 
 def _with_end(tokenizer: Any, text: str) -> Any:
-    import numpy as np
-
     return np.append(tokenizer.encode(text), tokenizer.vocabulary.eos_id)

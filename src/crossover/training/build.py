@@ -79,11 +79,6 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
     """
     objectives = {name: component_of("objective", name) for name in recipe.controller.objectives()}
     shape = shape_of(recipe.model, text.vocabulary.size)
-    if shape.width % shape.heads:
-        raise RecipeError(
-            f"model.width: {shape.width} must be a multiple of model.heads {shape.heads}, as transformers asks; "
-            f"try {max(1, round(shape.width / shape.heads)) * shape.heads}"
-        )
     prices = _prices(recipe, shape, text, objectives)
     choices = machine.from_row(recorded["choices"]) if recorded else _choose(recipe, prices)
     torch.set_num_threads(choices.threads)
