@@ -165,7 +165,7 @@ def test_eval_scores_a_text_file(crossover, tmp_path):
     text.write_text("alpha beta gamma delta. " * 60)
     code, out, said = crossover("eval", "run", "--text", text, "--procedure", "ar")
     assert (code, said) == (0, "")
-    assert len(out.splitlines()) == 1
+    assert len(out.splitlines()) == 2 and "  card: context=" in out and "weights_sha256=" in out
     assert f"{len(text.read_bytes()):,} bytes, 1 documents of {text}" in out
     assert crossover("eval", "run/model", "--text", text, "--procedure", "ar")[1] == out
 

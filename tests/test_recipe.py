@@ -273,3 +273,11 @@ def test_trees_compare_by_dotted_key_and_hash_by_content(write):
     assert (tree, lines) == ({"a": {"b": 1}, "c": 2}, {"a": 1, "a.b": 2, "c": 3})
     apply(tree, "a.d=[1, x]")
     assert tree["a"] == {"b": 1, "d": [1, "x"]}
+
+
+@pytest.mark.parametrize(("word", "meaning"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_on_and_off_are_words_although_yaml_reads_booleans(tmp_path, word, meaning):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"training: {{compile: {word}}}\n")
+    assert load(path).training.compile == meaning
+    assert load(path, [f"training.compile={word}"]).training.compile == meaning

@@ -140,7 +140,7 @@ def train_command(
         # Not before the text is known to be good: importing torch takes seconds.
         from crossover.training.train import train
 
-        train(resolved, text, folder, recorder, _recorded(folder))
+        train(resolved, text, folder, recorder, _recorded(folder), _say)
     _say(f"{folder}: {read_status(folder)['state']}; scores in {folder / 'scores'}, the model in {folder / 'model'}")
 
 

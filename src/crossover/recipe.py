@@ -32,6 +32,11 @@ def _count(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _switch(value: Any) -> Any:
+    """Read YAML's `on` and `off`, which are booleans there, as the words that they were written as."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 Count = Annotated[int, BeforeValidator(_count), pydantic.Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_count), pydantic.Field(gt=0)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -168,7 +173,7 @@ class TrainingRecipe:
     clip_norm: Size = 1.0
     ema_decay: Share | None = None
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     threads: Positive | None = None
     checkpoint_every_tokens: Positive | None = None
     keep_checkpoints: Positive = 2

@@ -14,6 +14,7 @@ from crossover.data.prepare import prepare
 from crossover.errors import DataError
 from crossover.hub.adopt import open_model
 from crossover.recipe import resolve
+from crossover.records import ScoreCard
 from crossover.registry import component_of
 from crossover.scoring.likelihood import score
 from crossover.scoring.procedures import procedure_of
@@ -70,14 +71,19 @@ def score_folder(
     for mode in modes:
         chosen = procedure_of(mode, draws=draws, positions=positions)
         card = score(model, held_out, chosen, conditions=stated)
-        kind = "exact" if card.exact else "bound"
-        kind += "" if mode in facts["modes"] else ", a mode that this model was not trained for"
-        yield (
-            f"{mode} ({kind}): {card.bits_per_byte:.4f} +- {card.standard_error_bits:.4f} bits per byte, "
-            f"{card.loss_nats:.4f} +- {card.standard_error_nats:.4f} nats per token, perplexity {card.perplexity:.2f} "
-            f"({card.tokens:,} tokens, {card.text_bytes:,} bytes, {card.documents} documents of {name})\n"
-            f"  card: {', '.join(f'{key}={value}' for key, value in card.conditions.items())}"
-        )
+        yield _line(card, trained=mode in facts["modes"])
+
+
+def _line(card: ScoreCard, *, trained: bool) -> str:
+    kind = "exact" if card.exact else "bound"
+    kind += "" if trained else ", a mode that this model was not trained for"
+    text = f"{card.documents} documents of {card.conditions['text']}"
+    return (
+        f"{card.procedure} ({kind}): {card.bits_per_byte:.4f} +- {card.standard_error_bits:.4f} bits per byte, "
+        f"{card.loss_nats:.4f} +- {card.standard_error_nats:.4f} nats per token, perplexity {card.perplexity:.2f} "
+        f"({card.tokens:,} tokens, {card.text_bytes:,} bytes, {text})\n"
+        f"  card: {', '.join(f'{key}={value}' for key, value in card.conditions.items())}"
+    )
 
 
 def _with_end(tokenizer: Any, text: str) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from crossover.data.shards import PreparedText
 from crossover.errors import CheckpointError, RunError
-from crossover.hub.export import export
 from crossover.model.shapes import parameters
 from crossover.objectives.mixing import Dealer
 from crossover.recipe import Recipe, to_tree
@@ -22,6 +20,7 @@ from crossover.records import Recorder
 from crossover.training import checkpoint, machine
 from crossover.training.build import Workshop, build_workshop, manifest_of
 from crossover.training.evaluate import eval_row, improves, swapped
+from crossover.training.finish import finish
 from crossover.training.state import State, progress_of
 from crossover.training.step import StepResult
 from crossover.trees import fingerprint
@@ -58,7 +57,12 @@ class Run:
 
 
 def train(
-    recipe: Recipe, text: PreparedText, folder: Path, recorder: Recorder, recorded: Mapping[str, Any] | None
+    recipe: Recipe,
+    text: PreparedText,
+    folder: Path,
+    recorder: Recorder,
+    recorded: Mapping[str, Any] | None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run a recipe to the end of its budget, from its newest checkpoint if there is one.
 
@@ -68,11 +72,13 @@ def train(
         folder: The run folder; `checkpoints/`, `best/` and `model/` are written here.
         recorder: Where records go.
         recorded: The manifest of an earlier start of this run, or None.
+        notify: Where a sentence about how the run computes goes.
 
     Raises:
         CrossoverError: The run cannot start or go on.
     """
     workshop = build_workshop(recipe, text, recorded)
+    notify(f"{workshop.choices.device}, {workshop.choices.threads} thread(s); {workshop.choices.reason}")
     recorder.manifest(manifest_of(workshop, machine.facts()))
     run = Run(workshop, folder, recorder, State(), _first_average(workshop))
     _resume(run)
@@ -85,7 +91,7 @@ def train(
             _evaluate(run)
         if done or run.state.data_tokens >= run.state.next_checkpoint:
             _save(run)
-    _finish(run)
+    finish(workshop, folder, recorder, run.state.best)
 
 
 def _first_average(workshop: Workshop) -> dict[str, Tensor] | None:
@@ -300,45 +306,4 @@ def _ledger(run: Run) -> dict[str, Any]:
         "skipped_steps": state.skipped,
         "rollbacks": state.rollbacks,
         "seconds": state.seconds,
-    }
-
-
-def _finish(run: Run) -> None:
-    """Score every mode with its best weights, choose the headline on dev, leave the model folder."""
-    workshop, cards = run.workshop, {}
-    for name in workshop.evaluator.modes:
-        kept = run.folder / "best" / (name if name in run.state.best else _stand_in(run, name))
-        facts = {**_load_weights(run, kept), "versions": machine.facts()["versions"]}
-        for split in ("dev", "test"):
-            cards[split, name] = workshop.evaluator.final(workshop.model, split, name, facts)
-    headline = min(workshop.evaluator.modes, key=lambda name: cards["dev", name].bits_per_byte)
-    for (split, name), card in cards.items():
-        row = {**asdict(card), "perplexity": card.perplexity, "split": split, "headline": name == headline}
-        run.recorder.scores(f"{split}-{name}", {**row, "checkpoint_step": card.conditions["checkpoint_step"]})
-    _load_weights(run, run.folder / "best" / (headline if headline in run.state.best else _stand_in(run, headline)))
-    facts = {"modes": list(workshop.evaluator.modes), "best_mode": headline, "state_i_predicts": "token i + 1"}
-    vocabulary = workshop.text.vocabulary
-    facts |= {"mask_token_id": vocabulary.mask_id, "predictable": vocabulary.predictable}
-    inner = workshop.model.inner
-    export(run.folder / "model", inner.config, dict(inner.named_parameters()), workshop.text.tokenizer, facts)
-    # Last, because it says that the run is complete.
-    run.recorder.scores("summary", {"headline": headline, "chosen_on": "dev", "modes": list(workshop.evaluator.modes)})
-
-
-def _stand_in(run: Run, name: str) -> str:
-    """Name the mode whose best weights serve a mode that was not scored on the way (l2r without dev positions)."""
-    return "nelbo" if name == "l2r" and "nelbo" in run.state.best else next(iter(run.state.best))
-
-
-@torch.no_grad()
-def _load_weights(run: Run, folder: Path) -> dict[str, Any]:
-    """Load the weights that were best under a mode; returns what identifies them."""
-    tensors, tree = checkpoint.load(folder, ["model"])
-    for name, parameter in run.workshop.model.inner.named_parameters():
-        parameter.copy_(tensors["model"][name])
-    sums = json.loads((folder / "checksums.json").read_text("utf-8"))
-    return {
-        "checkpoint": f"best/{folder.name}",
-        "checkpoint_step": int(tree["step"]),
-        "checkpoint_sha256": sums["model.safetensors"],
     }
