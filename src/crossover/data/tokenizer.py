@@ -194,7 +194,7 @@ class Tokenizer:
         _declare(engine, bos)
         _declare(engine, eos)
         if mask not in known:
-            # A head of an odd number of rows multiplies 15% slower (benchmarks/step.py), so the mask is aligned.
+            # A head of an unaligned number of rows multiplies 7 to 25% slower (benchmarks/head.py).
             for index in range(-engine.get_vocab_size(with_added_tokens=True) % _ALIGNED):
                 _declare(engine, f"<|unused_{index}|>")
         _declare(engine, mask)
