@@ -1,26 +1,26 @@
-"""Time one optimizer step per objective and size, against the machine's matrix products and a plain loop.
+"""Time one optimizer step per objective and size, against matrix products, a plain loop and the field's way.
 
-usage: python benchmarks/step.py [--threads 1] [--repeats 7] [--sizes 250k,1m] [--compile]
+usage: python benchmarks/step.py [--threads 1] [--repeats 7] [--sizes 5m,25m] [--pieces 32768] [--against ...] [--eager]
 
-Prints, for each, tokens/s, useful GFLOP/s, its share of the rate of a bfloat16 and of the compute precision's matrix
-product (both measured in this process), and the ratio of tokens/s to the plain loop of benchmarks/reference.py at the
-same precision, interleaved step by step. A ratio below 1 means that the plain loop is faster.
+Prints, for each objective, milliseconds, tokens/s, the share of the rate that a matrix product reaches in the same
+process, peak memory, and two ratios to the autoregressive step: of the time, and of the analytic FLOPs. Then, for each
+contender of benchmarks/reference.py that was asked for, how many times the tokens/s this is of the contender's
+(above 1: this is faster). All of them take turns, step by step, in one process, so allocator settings serve them all.
+
+contenders: plain (transformers' model, autoregressive only), compiled (the same through torch.compile), autocast
+(compiled, in bfloat16), field (eager, dense mask, head on all states, full log-softmax; masked and block only).
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from reference import PlainLoop
+from reference import FieldStyle, PlainLoop
+from table import Table, add_options, begin, finish, synthetic_vocabulary, take_turns
 
 from crossover.data.loader import Loader
 from crossover.model.backbone import build
@@ -28,102 +28,150 @@ from crossover.model.shapes import Shape, shape_of, training_flops
 from crossover.recipe import ModelRecipe
 from crossover.records import Vocabulary
 from crossover.registry import component_of
-from crossover.training.machine import compiler, fast_bfloat16, matmul_flops_per_second
+from crossover.training.compilation import compile_model
+from crossover.training.machine import compiler, keep_memory
 from crossover.training.step import Stepper
 
-SIZES = {"250k": (128, 16, 1024), "1m": (128, 16, 1024), "5m": (256, 8, 4096)}
-OBJECTIVES = ("autoregressive", "masked", "block(16)")
+# Context, sequences and pieces of each preset.
+SIZES = {"250k": (128, 16, 1024), "1m": (128, 16, 1024), "5m": (256, 8, 4096), "25m": (512, 8, 8192)}
+OBJECTIVES = "autoregressive,masked,block(16)"
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Time one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+@dataclass(frozen=True)
+class Bench:
+    """One size, ready to be timed.
+
+    Args:
+        size: Preset.
+        shape: Its shape.
+        words: Its vocabulary.
+        stepper: The library's step.
+    """
+
+    size: str
+    shape: Shape
+    words: Vocabulary
+    stepper: Stepper
+
+    def step(self, name: str) -> float:
+        """Take a step and read its loss, as the contenders do."""
+        return float(self.stepper.run(0, (name,), 1.0).loss)
+
+    def flops(self, name: str) -> float:
+        """Count the useful FLOPs of a step."""
+        loader = self.stepper.loader
+        work = self.stepper.objectives[name].workload(loader.context)
+        return loader.windows_per_slice * training_flops(self.shape, work, head_rows=self.words.predictable)
 
 
-def make_stepper(shape: Shape, words: Vocabulary, text: np.ndarray, context: int, rows: int, compiled: bool) -> Stepper:
-    """Build the library's own step, as a run would."""
+def make_bench(size: str, objectives: list[str], precision: str, *, compiled: bool, pieces: int | None = None) -> Bench:
+    """Build the library's own step, as a run would.
+
+    Args:
+        size: Preset.
+        objectives: Names of the objectives.
+        precision: "float32" or "bfloat16".
+        compiled: Whether the pieces of the layers are compiled.
+        pieces: Text pieces of the vocabulary, the size's own by default.
+
+    Returns:
+        The bench.
+    """
+    context, rows, usual = SIZES[size]
+    words = synthetic_vocabulary(pieces or usual)
+    shape = shape_of(ModelRecipe(preset=size), words.size)
+    text = np.random.default_rng(0).integers(0, words.predictable - 16, 200_000)
     model = build(shape, words, context=context, seed=0).train()
-    fast, _ = fast_bfloat16("cpu")
-    return Stepper(
+    stepper = Stepper(
         model=model,
-        forward=torch.compile(model, dynamic=False) if compiled else model,
-        objectives={name: component_of("objective", name) for name in OBJECTIVES},
+        forward=compile_model(model) if compiled else model,
+        objectives={name: component_of("objective", name) for name in objectives},
         loader=Loader(text, context=context, batch_tokens=rows * context, slice_tokens=rows * context, seed=0),
         vocabulary=words,
         optimizers=tuple(component_of("optimizer", "adamw").build(model.inner.named_parameters())),
         seed=0,
         micro_batch_slices=1,
         clip_norm=1.0,
-        precision="bfloat16" if fast else "float32",
+        precision=precision,
     )
+    return Bench(size, shape, words, stepper)
 
 
-def compare(size: str, repeats: int, compiled: bool, rates: dict[str, float]) -> None:
-    """Print a row per objective of one size."""
-    context, rows, pieces = SIZES[size]
-    words = Vocabulary(pieces + 64, pieces + 16, pieces, pieces + 1, pieces + 16)
-    shape = shape_of(ModelRecipe(preset=size), words.size)
-    text = np.random.default_rng(0).integers(0, pieces, 200_000)
-    stepper = make_stepper(shape, words, text, context, rows, compiled)
-    plain = PlainLoop(shape, stepper.precision, compiled)
-    window = torch.from_numpy(np.pad(stepper.loader.batch(0, 0), ((0, 0), (1, 0)), constant_values=words.bos_id))
-    calls: dict[str, Callable[[], object]] = {
-        "autoregressive": lambda: plain.autoregressive(window),
-        "masked": lambda: plain.masked(window, words.mask_id),
-        "block(16)": lambda: plain.block(window, words.mask_id, 16),
+def contenders(bench: Bench, names: list[str]) -> dict[str, PlainLoop]:
+    """Build those that were asked for."""
+    shape, precision = bench.shape, bench.stepper.precision
+    makers: dict[str, Callable[[], PlainLoop]] = {
+        "plain": lambda: PlainLoop(shape, precision),
+        "compiled": lambda: PlainLoop(shape, precision, compiled=True),
+        "autocast": lambda: PlainLoop(shape, "bfloat16", compiled=True),
+        "field": lambda: FieldStyle(shape, precision, predictable=bench.words.predictable),
     }
-    for name in OBJECTIVES:
-        ours, theirs = [], []
-        for step in range(repeats + 2):
-            # Reading the loss is part of the plain loop's step, so it is part of ours here too.
-            ours.append(seconds(lambda step=step, name=name: float(stepper.run(step, (name,), 1.0).loss)))
-            theirs.append(seconds(calls[name]))
-        report(size, name, stepper, shape, ours[2:], theirs[2:], rates)
+    return {name: makers[name]() for name in names}
 
 
-def report(
-    size: str,
-    name: str,
-    stepper: Stepper,
-    shape: Shape,
-    ours: list[float],
-    theirs: list[float],
-    rates: dict[str, float],
-) -> None:
-    """Print one row."""
-    context, rows, _ = SIZES[size]
-    work = stepper.objectives[name].workload(context)
-    flops = rows * training_flops(shape, work, head_rows=stepper.vocabulary.predictable)
-    mine, median = statistics.median(ours), statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
-    rate = flops / mine
-    print(
-        f"{size:>5} {name:<15} {rows * context / mine:>9,.0f} {rate / 1e9:>8.1f} "
-        f"{rate / rates['bfloat16']:>10.2f} {rate / rates[stepper.precision]:>10.2f} {median:>11.2f}",
-        flush=True,
-    )
+def same_loss(bench: Bench, other: FieldStyle, name: str) -> float:
+    """Say how far the library's loss and the field's are apart with the same weights on the same example."""
+    other.model.load_state_dict(bench.stepper.model.inner.state_dict())
+    example = bench.stepper.example(0, name, (0,))
+    exact = replace(bench.stepper, precision="float32")
+    with torch.no_grad():
+        theirs = replace(other, precision="float32")
+        theirs.model = other.model
+        return abs(float(exact.loss(example, float(example.data_tokens))) - float(theirs.loss(example)))
+
+
+def measure(bench: Bench, objectives: list[str], against: list[str], options: argparse.Namespace, table: Table) -> None:
+    """Time all objectives and contenders of a size and print them."""
+    rivals = contenders(bench, against)
+    calls: dict[str, Callable[[], object]] = {}
+    for name in objectives:
+        calls[name] = lambda name=name: bench.step(name)
+        example = bench.stepper.example(0, name, (0,))
+        for rival, loop in rivals.items():
+            if (rival == "field") == (name != "autoregressive"):
+                calls[f"{name} {rival}"] = lambda loop=loop, example=example: loop.step(example)
+        if "field" in rivals and name != "autoregressive":
+            apart = same_loss(bench, rivals["field"], name)  # type: ignore[arg-type]
+            print(f"{bench.size} {name}: the loss and the field's differ by {apart:.1e} (float32, same weights)")
+    turns = take_turns(calls, options.repeats, precision=bench.stepper.precision)
+    tokens = bench.stepper.loader.windows_per_slice * bench.stepper.loader.context
+    first = objectives[0]
+    for name in objectives:
+        table.add(
+            f"{bench.size} {name}",
+            1e3 * turns.median(name),
+            tokens / turns.median(name),
+            turns.matmul_share(name, bench.flops(name)),
+            turns.mebibytes[name],
+            turns.ratio(name, first),
+            bench.flops(name) / bench.flops(first),
+            *(turns.ratio(f"{name} {rival}", name) if f"{name} {rival}" in calls else None for rival in against),
+        )
 
 
 def main() -> None:
     """Measure all sizes and objectives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--sizes", default="250k,1m,5m")
-    parser.add_argument("--compile", action="store_true")
+    add_options(parser, repeats=7)
+    parser.add_argument("--sizes", default="5m")
+    parser.add_argument("--objectives", default=OBJECTIVES, help="the first is what the ratios are to")
+    parser.add_argument("--pieces", type=int, help="text pieces of the vocabulary instead of the size's own")
+    parser.add_argument("--against", default="plain,compiled,field", help="contenders, see above")
+    parser.add_argument("--eager", action="store_true", help="compile nothing of the library's (contenders as named)")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    fast, why = fast_bfloat16("cpu")
-    rates = {precision: matmul_flops_per_second(precision, "cpu", seconds=0.5) for precision in ("float32", "bfloat16")}
-    print(f"threads {options.threads}; compute in {'bfloat16' if fast else 'float32'}: {why}")
-    print("matrix products: " + ", ".join(f"{name} {rate / 1e9:.1f} GFLOP/s" for name, rate in rates.items()))
-    if options.compile and compiler() is None:
-        print("no C++ compiler: eager")
-    heads = ("tokens/s", "GFLOP/s", "of bf16", "of compute", "x plain")
-    print(f"{'size':>5} {'objective':<15} {heads[0]:>9} {heads[1]:>8} {heads[2]:>10} {heads[3]:>10} {heads[4]:>11}")
+    precision = begin(options)
+    compiled = not options.eager and compiler() is not None
+    keep_memory()
+    print("eager" if not compiled else "pieces of the layers compiled")
+    against = [name for name in options.against.split(",") if name]
+    numbers = {"ms": ",.1f", "tokens/s": ",.0f", "of matmul": ".2f", "peak MiB": ",.0f"}
+    ratios = {"x AR time": ".2f", "x AR FLOPs": ".2f", **{f"x {name}": ".2f" for name in against}}
+    table = Table({"step": "", **numbers, **ratios})
+    objectives = options.objectives.split(",")
     for size in options.sizes.split(","):
-        compare(size, options.repeats, options.compile and compiler() is not None, rates)
+        bench = make_bench(size, objectives, precision, compiled=compiled, pieces=options.pieces)
+        measure(bench, objectives, against, options, table)
+    finish(options, table, compiled=compiled)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,16 @@ def test_help_answers_at_once(place):
 def test_doctor_says_what_there_is(crossover):
     code, out, said = crossover("doctor")
     assert (code, said) == (0, "")
-    for word in ("versions: python", "device: ", "threads: ", "float32: ", "bfloat16: ", "compile: ", "attention of"):
+    for word in (
+        "versions: python",
+        "device: ",
+        "threads: ",
+        "float32: ",
+        "bfloat16: ",
+        "compile: ",
+        "memory: ",
+        "attention, causal: ",
+    ):
         assert word in out, word
 
 

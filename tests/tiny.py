@@ -79,7 +79,7 @@ def dense_plan(mask_BNN: np.ndarray) -> Plan:
     seen = torch.from_numpy(np.ascontiguousarray(mask_BNN))
     seen = seen[None] if seen.dim() == 2 else seen
     bias = torch.zeros(seen.shape, dtype=torch.float64).masked_fill_(~seen, float("-inf"))[:, None]
-    return Plan(Pattern("full"), "materialised", bias=bias)
+    return Plan(Pattern("full"), "sdpa", bias=bias)
 
 
 def tensor(array: np.ndarray) -> Tensor:

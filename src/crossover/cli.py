@@ -225,7 +225,10 @@ def study_command(
     study: Annotated[Path, typer.Argument(help="A study file (YAML).", show_default=False)],
     overrides: Overrides = None,
     folder: Annotated[Path | None, typer.Option(help="The study's folder; runs/<name> by default.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at the same time; the study file's by default.", min=1)] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at the same time, which share the cores out; the study file's by default.", min=1),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Train matched arms, prove that they are matched, and report where the curves cross."""

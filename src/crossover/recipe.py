@@ -184,7 +184,8 @@ class ScoringRecipe:
     """How often and how finely held-out text is scored.
 
     Args:
-        every_tokens: Data tokens between evaluations; null means one epoch.
+        every_tokens: Data tokens between evaluations; null means the fewest whole epochs that keep evaluations below a
+            tenth of the run's time, the same for all arms of a study.
         dev_windows: Windows of the dev text in each evaluation.
         dev_draws: Mask draws per window for `nelbo` in each evaluation.
         dev_positions: Positions per window for `l2r` in each evaluation; 0 leaves `l2r` to the end of the run.

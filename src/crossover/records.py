@@ -77,6 +77,14 @@ class Example:
     data_tokens: int
     documents_BN: NDArray[np.int64] | None = None
 
+    @property
+    def first_read(self) -> int:
+        """The input before which no state is read, at the grain of streams: 0, or the noisy stream's first input."""
+        if self.pattern.kind != "two_stream" or self.reads_R is None:
+            return 0
+        noisy = self.reads_R % self.inputs_BN.shape[1] >= self.pattern.clean
+        return self.pattern.clean if bool(noisy.all()) else 0
+
 
 @dataclass(frozen=True)
 class Mix:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossover.control.controllers.fixed import Constant, Ramp, Switch
+from crossover.control.controllers.fixed import BlockGrowth, Constant, Ramp, Switch
 from crossover.errors import RecipeError
 from crossover.records import Decision, Mix, Progress
 from crossover.registry import component_of, dump, names
@@ -74,12 +74,30 @@ def test_a_ramp_never_turns_back(before: Mix, after: Mix, one: float, other: flo
         assert (late.share(name) - early.share(name)) * rising >= -1e-9
 
 
+@given(st.lists(st.sampled_from([1, 2, 4, 8, 16, 0]), min_size=2, unique=True), st.floats(0.1, 10), epochs)
+def test_blocks_grow_by_a_step_every_so_many_epochs(sizes, every: float, seen: float) -> None:
+    controller, progress = BlockGrowth(every, tuple(sizes)), at(seen)
+    (name, share), *others = decide(controller, progress).mix.shares
+    stage = controller.objectives().index(name)
+    assert share == 1.0 and not others
+    assert stage * every <= progress.epochs + 1e-6 and (
+        stage + 1 == len(sizes) or progress.epochs < (stage + 1) * every
+    )
+
+
+def test_the_ends_of_block_growth_are_the_plain_objectives() -> None:
+    assert BlockGrowth(1.0).objectives() == ("autoregressive", "block(4)", "block(16)", "masked")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("switch(0, autoregressive, masked)", "at_epochs must be above 0"),
         ("ramp(2, 2, autoregressive, masked)", "from_epochs < to_epochs"),
         ("ramp(-1, 2, autoregressive, masked)", "from_epochs < to_epochs"),
+        ("block_growth(0)", "every_epochs must be above 0"),
+        ("block_growth(1, sizes=[4])", "two or more different sizes"),
+        ("block_growth(1, sizes=[4, 4])", "two or more different sizes"),
         ("constant(maskd)", "did you mean 'masked'"),
         ("constant({masked: 0.5})", "sum to 1"),
         ("constnt(masked)", "did you mean 'constant'"),
@@ -91,7 +109,13 @@ def test_a_plan_that_cannot_be_is_refused(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["constant(masked)", "switch(4, autoregressive, masked)", "ramp(1, 2, masked, masked)"]
+    "text",
+    [
+        "constant(masked)",
+        "switch(4, autoregressive, masked)",
+        "ramp(1, 2, masked, masked)",
+        "block_growth(2, sizes=[1, 8, 0])",
+    ],
 )
 def test_a_controller_is_its_own_configuration(text: str) -> None:
     controller = component_of("controller", text)
@@ -101,7 +125,7 @@ def test_a_controller_is_its_own_configuration(text: str) -> None:
 
 def test_every_fixed_controller_is_tested_here() -> None:
     fixed = {name for name, cls in names("controller").items() if cls.__module__.endswith(".fixed")}
-    assert fixed == {"constant", "switch", "ramp"}
+    assert fixed == {"constant", "switch", "ramp", "block_growth"}
 
 
 def test_deciding_needs_no_torch() -> None:

@@ -53,6 +53,8 @@ def ledger_of() -> dict[str, Any]:
         "flops": 1e9,
         "flops_by_objective": {"autoregressive": 1e9},
         "evaluation_flops": 1e7,
+        "evaluation_seconds": 4.2,
+        "seconds": 60.0,
     }
 
 

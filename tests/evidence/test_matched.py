@@ -39,6 +39,7 @@ def test_matched_runs_are_proven_and_the_declared_is_told(plain_run: Build) -> N
 
 def test_every_single_key_change_in_any_run_is_caught(plain_run: Build) -> None:
     skipped = {"recipe.name", "manifest.machine.cores", "ledger.unique_tokens", "ledger.epochs"}
+    skipped |= {"ledger.seconds", "ledger.evaluation_seconds"}
     spent = {"ledger.exposures.autoregressive", "ledger.flops_by_objective.autoregressive", "ledger.evaluation_flops"}
     keys = set(flatten(plain_run("ar", 0))) - skipped - spent - {"ledger.data_tokens"}
     keys = {key for key in keys if not key.startswith("recipe.controller")}

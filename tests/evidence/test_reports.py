@@ -123,6 +123,19 @@ def test_a_single_run_has_a_report(tmp_path: Path, make_run: Make) -> None:
     assert "no other arm to compare it with" in page and "only one run" in page
 
 
+def test_the_time_that_evaluations_took_is_told(tmp_path: Path, make_run: Make) -> None:
+    run = make_run(tmp_path / "run")
+    assert "time on evaluation" in write_report(run).read_text() and "7.0%" in (run / "report.html").read_text()
+    facts = json.loads((run / "report.json").read_text())
+    assert facts["arms"][0]["evaluation_share"] == facts["ledger"][0]["evaluation_share"] == pytest.approx(0.07)
+    # A run of an earlier version did not record it.
+    ledger = json.loads((run / "ledger.json").read_text())
+    del ledger["evaluation_seconds"]
+    (run / "ledger.json").write_text(json.dumps(ledger))
+    write_report(run)
+    assert json.loads((run / "report.json").read_text())["ledger"][0]["evaluation_share"] is None
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run folder"):
         write_report(tmp_path)

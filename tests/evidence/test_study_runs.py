@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+import tiny_runs
 from crossover.errors import RunError
 from crossover.evidence import study as study_module
+from crossover.evidence import workers
 from crossover.evidence.run import is_locked, read_run
 from crossover.evidence.study import run_study
 
@@ -44,8 +47,16 @@ synthetic.write_run(folder, seed=recipe["seed"], modes={{"ar": lambda f: 3 - f -
 """
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, and with what was prepared of it by the first test that needed it."""
+    folder = tmp_path_factory.mktemp("prepared")
+    tiny_runs.write_text(folder / "text.jsonl")
+    return folder
+
+
 @pytest.fixture
-def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def setting(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     paths = {name: str(tmp_path / name) for name in ("notes", "fail", "hang")}
     script = tmp_path / "train.py"
     script.write_text(TRAIN.format(here=str(Path(__file__).parent), **paths))
@@ -57,7 +68,10 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     note = f"open({paths['notes']!r}, 'a').write('prepare -\\n')"
     monkeypatch.setattr(study_module, "prepare_command", lambda recipe, trust: (sys.executable, "-c", note))
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"model": {"preset": "250k"}}))
+    monkeypatch.setenv("CROSSOVER_CACHE", str(prepared))
+    base = tiny_runs.tree(prepared / "text.jsonl", scoring__every_tokens=None)
+    base["training"]["threads"] = None
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({key: base[key] for key in base if key != "controller"}))
     (tmp_path / "s.yaml").write_text(
         yaml.safe_dump(
             {
@@ -137,8 +151,11 @@ def test_an_interrupt_stops_the_children_and_the_same_command_goes_on(setting: P
         f"result = s.run_study({str(setting / 's.yaml')!r}, folder={str(setting / 'out')!r})\n"
         "sys.exit(result.exit_code)"
     )
+    # As on a machine with two cores, whatever this one has.
+    code = "from crossover.evidence import workers as w; w.cores = lambda: 2\n" + code
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    first = [setting / "out/ar/seed-0", setting / "out/ar/seed-1"]
+    # Masked runs are scored in more modes: they take longest and start first.
+    first = [setting / "out/masked/seed-0", setting / "out/masked/seed-1"]
     deadline = time.monotonic() + 60
     while not all((path / "progress.json").exists() for path in first) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -148,7 +165,7 @@ def test_an_interrupt_stops_the_children_and_the_same_command_goes_on(setting: P
     for path in first:
         assert not is_locked(path)
         assert json.loads((path / "status.json").read_text())["state"] == "interrupted"
-    assert not (setting / "out/masked/seed-0").exists()
+    assert not (setting / "out/ar/seed-0").exists()
     (setting / "hang").unlink()
     assert run(setting).exit_code == 0
 
@@ -168,3 +185,111 @@ def test_tuning_gives_every_arm_the_same_trials_and_chooses_on_dev(setting: Path
         record = read_run(setting / f"out/{arm}/seed-0")
         assert record.recipe["model"]["residual_dropout"] == 0.2 and record.recipe["budget"]["flops"] == 1e9
         assert read_run(setting / f"out/tune/{arm}/trial-0").recipe["budget"]["flops"] == 5e8
+
+
+@pytest.mark.parametrize(
+    ("jobs", "runs", "cores", "threads"), [(2, 4, 2, 1), (1, 4, 2, 2), (3, 9, 8, 2), (8, 9, 2, 1), (4, 2, 8, 4)]
+)
+def test_the_cores_are_divided_among_the_runs(
+    monkeypatch: pytest.MonkeyPatch, jobs: int, runs: int, cores: int, threads: int
+) -> None:
+    monkeypatch.setattr(workers, "cores", lambda: cores)
+    assert workers.share(jobs, runs) == threads
+    packed, told = workers.pack(jobs, runs, threads)
+    assert packed * threads <= cores
+    assert packed == min(jobs, runs, cores // threads)
+    assert f"{runs} run(s), {packed} at a time, {threads} thread(s) each on {cores} core(s)" in told
+    assert ("share a core" in told) == (min(jobs, runs) > packed)
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[workers.Job]]]:
+    """On a machine with two cores, note what would be started and how many at a time, and start nothing."""
+    fleets: list[tuple[int, list[workers.Job]]] = []
+
+    def note(jobs: list[workers.Job], **options: Any) -> workers.Fleet:
+        if jobs[0].name != "prepare":
+            fleets.append((options["workers"], jobs))
+        return workers.Fleet([], ended={"prepare": 0})
+
+    for module in (workers, study_module):
+        monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(study_module, "run_jobs", note)
+    return fleets
+
+
+def recipe_of(job: workers.Job) -> dict[str, Any]:
+    """Read the recipe that a job would be started with."""
+    return yaml.safe_load(Path(job.command[2]).read_text())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "at_a_time", "threads"),
+    [
+        (["study.jobs=2"], 2, 1),
+        (["study.jobs=1"], 1, 2),
+        (["study.jobs=8"], 2, 1),
+        (["study.jobs=1", "training.threads=1"], 1, 1),
+        (["study.jobs=2", "training.threads=2"], 1, 2),
+    ],
+)
+def test_runs_are_packed_on_the_cores(setting: Path, planned, overrides, at_a_time, threads) -> None:
+    said: list[str] = []
+    run(setting, *overrides, said=said)
+    workers_used, jobs = planned[0]
+    assert workers_used == at_a_time and {job.threads for job in jobs} == {threads}
+    # The recipe and the environment decide the same number.
+    assert {recipe_of(job)["training"]["threads"] for job in jobs} == {threads}
+    assert any(f"4 run(s), {at_a_time} at a time, {threads} thread(s) each on 2 core(s)" in line for line in said)
+
+
+def test_the_environment_leaves_no_library_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    given = workers.environment(3)
+    assert {name: value for name, value in given.items() if name.endswith(("NUM_THREADS", "COMPILE_THREADS"))} == {
+        f"{name}_THREADS": "3" for name in ("OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "RAYON_NUM", "TORCHINDUCTOR_COMPILE")
+    }
+
+
+def test_a_folder_keeps_its_threads_and_runs_fewer_at_a_time(setting: Path, planned) -> None:
+    """Threads change rounding, so a run that goes on computes with those it began with."""
+    said: list[str] = []
+    run(setting, "study.jobs=1")
+    run(setting, "study.jobs=2", said=said)
+    assert [(count, jobs[0].threads) for count, jobs in planned] == [(1, 2), (1, 2)]
+    assert any("not 2 at a time: runs that share a core slow each other down" in line for line in said), said
+
+
+def test_long_runs_start_first(setting: Path, planned) -> None:
+    study = yaml.safe_load((setting / "s.yaml").read_text())
+    # A block of two streams costs about twice as much per token as the others.
+    study["arms"]["block"] = {"controller": "constant(block(8))"}
+    (setting / "s.yaml").write_text(yaml.safe_dump({**study, "budget": {"tokens": 100_000}}))
+    run(setting)
+    # Of the other two, next-token training costs more: its head reads every state.
+    names = [f"{arm}/seed-{seed}" for arm in ("block", "ar", "masked") for seed in (0, 1)]
+    assert [job.name for job in planned[0][1]] == names
+
+
+FINE = ("study.budget.flops=1e11", "scoring.dev_draws=40", "scoring.dev_windows=40")
+
+
+def test_all_runs_are_evaluated_on_one_grid_that_all_can_afford(setting: Path, planned) -> None:
+    run(setting, *FINE)
+    every = {recipe_of(job)["scoring"]["every_tokens"] for job in planned[0][1]}
+    grid = json.loads((setting / "out/grid.json").read_text())["seeds"]
+    assert every == {grid}
+    assert grid % 6000 == 0 and grid > 6000, "the masked arm cannot afford to be scored every epoch"
+    # What was settled stays, or the runs of one study would lie on two grids.
+    (setting / "out/grid.json").write_text('{"seeds": 54000}')
+    run(setting, *FINE)
+    assert {recipe_of(job)["scoring"]["every_tokens"] for job in planned[1][1]} == {54_000}
+
+
+def test_evaluations_that_cost_too_much_are_told_and_done(setting: Path, planned) -> None:
+    said: list[str] = []
+    run(setting, *FINE, "scoring.every_tokens=1000", said=said)
+    told = next(line for line in said if "evaluations every 1,000 tokens" in line)
+    assert "of the FLOPs of masked/seed-0" in told and "less than a tenth" in told
+    assert {recipe_of(job)["scoring"]["every_tokens"] for job in planned[0][1]} == {1000}
+    assert not (setting / "out/grid.json").exists()

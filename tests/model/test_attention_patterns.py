@@ -60,7 +60,7 @@ def plan_for(pattern, inputs, numbers, back_end):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("documents", [False, True], ids=["whole", "documents"])
 @pytest.mark.parametrize(("pattern", "inputs"), PATTERNS, ids=IDS)
-@pytest.mark.parametrize("back_end", ["materialised", "sdpa"])
+@pytest.mark.parametrize("back_end", ["tiled", "sdpa"])
 def test_a_back_end_equals_the_definition_forward_and_backward(back_end, pattern, inputs, documents, kv_heads) -> None:
     query, key, value, numbers, mask = case(pattern, inputs, documents, kv_heads)
     pull = torch.randn(2, inputs, 4, 8, generator=torch.Generator().manual_seed(1))
@@ -116,7 +116,7 @@ def test_the_model_says_the_same_through_every_back_end(family, pattern, inputs)
         rows = [tiny.allowed(pattern, inputs, None if numbers is None else numbers[row].numpy()) for row in range(2)]
         with torch.no_grad():
             wanted = model.states(ids, positions, tiny.dense_plan(np.stack(rows)))
-            for back_end in ("materialised", "sdpa"):
+            for back_end in ("tiled", "sdpa"):
                 found = model.states(ids, positions, plan_for(pattern, inputs, numbers, back_end))
                 torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
 
@@ -127,7 +127,7 @@ def test_flex_attention_is_chosen_only_where_it_can_train(pattern, inputs) -> No
     for count in (inputs, 1 << 20):
         for low_precision in (False, True):
             chosen = attention.choose_back_end(pattern, count, CPU, low_precision=low_precision)
-            assert chosen in ("materialised", "sdpa"), "FlexAttention has no backward on a CPU"
+            assert chosen in ("tiled", "sdpa"), "FlexAttention has no backward on a CPU"
     assert attention.choose_back_end(pattern, inputs, cuda) == "flex"
     assert attention.choose_back_end(pattern, inputs, cuda, dropout=0.1) == "sdpa", "FlexAttention has no dropout"
 
@@ -137,7 +137,7 @@ def test_attention_dropout_keeps_the_mean_and_drops_in_both_streams() -> None:
     query, key, value, _, mask = case(pattern, inputs, False, 2)
     torch.manual_seed(0)
     with torch.no_grad():
-        plan = attention.make_plan(pattern, inputs, CPU, torch.float32, "materialised")
+        plan = attention.make_plan(pattern, inputs, CPU, torch.float32, "tiled")
         wide = tuple(part.repeat(200, 1, 1, 1) for part in (query, key, value))
         mixed, _ = attention.attend(torch.nn.Module(), *wide, None, scaling=0.3, dropout=0.2, plan=plan)
         mixed = mixed.unflatten(0, (200, 2))

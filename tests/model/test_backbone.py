@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import tiny
 from crossover.model import loss
+from crossover.model.attention import make_plan
 from crossover.model.backbone import build
 from crossover.objectives.block import Block
 from crossover.objectives.masked import Masked
@@ -72,23 +73,36 @@ def test_padding_reads_do_not_count_even_towards_gradients() -> None:
     assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
 
 
-def test_the_chunked_head_is_the_plain_head(monkeypatch) -> None:
-    """Over a large vocabulary in bfloat16 the head is computed in chunks, where torch has such a kernel."""
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [700 * 4, 700 * 11, 10**6])
+def test_the_chunked_head_is_the_plain_head(monkeypatch, precision, chunk) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(loss, "FEWEST_STATES", 1)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(33, 16, generator=generator).bfloat16().float().requires_grad_()
     head = torch.randn(700, 16, generator=generator).bfloat16().float().requires_grad_()
     targets = torch.randint(0, 700, (33,), generator=generator)
     weights = torch.rand(33, generator=generator)
-    results = []
-    for bound in (10_000, 100):
-        monkeypatch.setattr(loss, "CHUNKED_FROM", bound)
-        with torch.autocast("cpu", torch.bfloat16):
-            value = loss.weighted_nll(states, head, targets, weights, 10.0)
-        results.append((value.detach(), *torch.autograd.grad(value, (states, head))))
-    for plain, chunked in zip(*results, strict=True):
-        assert float((plain - chunked).norm() / plain.norm()) < 0.01
-    wanted = (F.cross_entropy(states @ head.T, targets, reduction="none") * weights).sum() / 10
-    torch.testing.assert_close(results[0][0], wanted.detach(), rtol=0.01, atol=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        value = loss.weighted_nll(states, head, targets, weights, 10.0)
+        found = (value.detach(), *torch.autograd.grad(3 * value, (states, head)))
+        with torch.no_grad():
+            nats = loss.nll_R(states, head, targets)
+    plain = F.cross_entropy(states.double() @ head.double().T, targets, reduction="none")
+    total = (plain * weights).sum() / 10
+    wanted = (total.detach(), *torch.autograd.grad(3 * total, (states, head)))
+    bound = 1e-6 if precision == torch.float32 else 1e-2
+    torch.testing.assert_close(nats.double(), plain.detach(), rtol=0, atol=20 * bound)
+    for one, other in zip(found, wanted, strict=True):
+        assert float((one - other).norm() / other.norm()) < bound
+
+
+def test_a_loss_that_is_not_finite_says_so() -> None:
+    states, head = torch.full((2, 4), float("inf")), torch.ones(5, 4)
+    for value in (float("inf"), float("nan")):
+        states = torch.full((2, 4), value, requires_grad=True)
+        found = loss.weighted_nll(states, head.requires_grad_(), torch.zeros(2, dtype=torch.long), torch.ones(2), 1.0)
+        assert not bool(torch.isfinite(found))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -152,11 +166,31 @@ def test_a_forward_waits_for_nothing_on_the_device(family) -> None:
     model.to("meta")(ids, ids[:1], plan, reads, reads, reads.float(), 16.0).backward()
 
 
-def test_the_model_is_compiled_into_one_graph() -> None:
+def test_for_a_gpu_the_model_is_compiled_into_one_graph() -> None:
     words = tiny.vocabulary(9)
     model = tiny.model(words, 8)
     ids, positions = some_inputs(words, 14)
-    plan = model.plan(Pattern("two_stream", 4, 4, "block_causal"), 14)
+    plan = make_plan(Pattern("two_stream", 4, 4, "block_causal"), 14, ids.device, torch.float32, "sdpa")
     reads = torch.arange(4)
     explained = torch._dynamo.explain(model)(ids, positions, plan, reads, reads, torch.ones(4), 16.0)
     assert explained.graph_break_count == 0, explained.break_reasons
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pieces_are_transformers_own_layers(family) -> None:
+    """The last layer's shortcuts change no state that is read, and no gradient."""
+    words = tiny.vocabulary(9)
+    pattern = Pattern("two_stream", 2, 6, "block_causal")
+    ids, positions = some_inputs(words, 18)
+    reads = torch.tensor([6, 7, 9, 13, 17, 18 + 10, 18 + 16])
+    for first_read in (0, 6):
+        results = []
+        for driven in (True, False):
+            model = tiny.model(words, 8, family)
+            model.pieces = model.pieces if driven else None
+            states = model.read_states(ids, positions, model.plan(pattern, 18, None, first_read * driven), reads)
+            states.square().sum().backward()
+            results.append([states.detach(), *(parameter.grad for parameter in model.parameters())])
+        for one, other in zip(*results, strict=True):
+            if one is not None or other is not None:
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

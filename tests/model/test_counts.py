@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from crossover.errors import RecipeError
 from crossover.model import shapes
-from crossover.model.attention import Plan
+from crossover.model.attention import make_plan
 from crossover.model.backbone import build
 from crossover.model.shapes import Workload
 from crossover.objectives.autoregressive import Autoregressive
@@ -46,23 +47,23 @@ def test_parameters_and_bytes_are_those_of_the_model(family, tied, kv_heads) -> 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_flops_are_those_that_torch_counts(family, tied, kv_heads) -> None:
+@pytest.mark.parametrize("reads", [24, 10])
+def test_flops_are_those_that_torch_counts(family, tied, kv_heads, reads) -> None:
     inputs, rows, words = 24, 37, Vocabulary(40, 37, 1, 2, 37)
     shape = replace(tiny.shape(family, 40, kv_heads=kv_heads, tied=tied), width=32, head_width=16, mlp_width=56)
-    model = build(shape, words, context=inputs, seed=0).to("meta")
-    ids = torch.zeros(1, inputs, dtype=torch.long, device="meta")
-    plan = Plan(Pattern("full"), "materialised")
-    work = Workload(inputs, inputs, inputs * inputs)
-    with FlopCounterMode(display=False) as forward:
-        loss = model(ids, ids, plan, None, ids[0], torch.ones(inputs, device="meta"), 1.0)
-    with FlopCounterMode(display=False) as backward:
-        loss.backward()
-    # Transformers computes rotary angles as a matrix product; they are no work of the model's.
-    angles = shape.head_width * inputs
-    counted = forward.get_total_flops() - angles
-    assert shapes.forward_flops(shape, work, head_rows=rows) == pytest.approx(counted, rel=1e-3)
-    both = counted + backward.get_total_flops()
-    assert shapes.training_flops(shape, work, head_rows=rows) == pytest.approx(both, rel=1e-3)
+    model = build(shape, words, context=inputs, seed=0)
+    ids = torch.zeros(1, inputs, dtype=torch.long)
+    plan = make_plan(Pattern("full"), inputs, ids.device, torch.float32, "tiled")
+    work = Workload(inputs, reads, inputs * inputs, inputs * inputs)
+    index = None if reads == inputs else torch.arange(reads)
+    with FlopCounterMode(display=False) as scoring, torch.no_grad():
+        model.nll(ids, ids, plan, index, ids[0, :reads])
+    # Queries are projected for all states, since any of them may be read; what is counted leaves the unread ones out.
+    unread = 2 * shape.width * shape.heads * shape.head_width * (inputs - reads)
+    assert shapes.forward_flops(shape, work, head_rows=rows) == scoring.get_total_flops() - unread
+    with FlopCounterMode(display=False) as training:
+        model(ids, ids, plan, index, ids[0, :reads], torch.ones(reads), 1.0).backward()
+    assert shapes.training_flops(shape, work, head_rows=rows) == training.get_total_flops() - 3 * unread
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,11 @@ def test_an_objective_asks_for_the_work_that_it_says(objective) -> None:
     entries = tiny.allowed(example.pattern, example.inputs_BN.shape[1]).sum()
     assert entries * rows == work.entries
     assert (example.weights_R > 0).sum() / windows == pytest.approx(work.reads, rel=0.02)
+    inputs = example.inputs_BN.shape[1]
+    live = np.arange(example.inputs_BN.size) if example.reads_R is None else example.reads_R[example.weights_R > 0]
+    keys_N = tiny.allowed(example.pattern, inputs).sum(1)
+    read_entries = work.entries if work.read_entries is None else work.read_entries
+    assert keys_N[live % inputs].sum() / windows == pytest.approx(read_entries, rel=0.02)
 
 
 def test_presets_have_the_size_that_their_name_says() -> None:

@@ -170,7 +170,7 @@ def test_averaged_weights_follow_their_recursion(monkeypatch, trained, tmp_path,
 
 def spoil(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """Make the loss of some steps infinite."""
-    run, compute, now = Stepper.run, Stepper._loss, [0]
+    run, compute, now = Stepper.run, Stepper.loss, [0]
 
     def noting(self: Stepper, step: int, *arguments: Any) -> Any:
         now[0] = step
@@ -180,7 +180,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
         return compute(self, *arguments) * (float("inf") if now[0] in bad else 1.0)
 
     monkeypatch.setattr(Stepper, "run", noting)
-    monkeypatch.setattr(Stepper, "_loss", spoilt)
+    monkeypatch.setattr(Stepper, "loss", spoilt)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -101,10 +101,10 @@ def test_a_step_that_is_not_finite_changes_nothing(monkeypatch, workshop, optimi
     take_steps(shop, 0, 2, KINDS)
     kept, state = weights(shop), checkpoint.optimizer_tensors(stepper.optimizers)
     state = {name: tensor.clone() for name, tensor in state.items()}
-    compute, embedding = type(stepper)._loss, shop.model.inner.get_input_embeddings().weight
+    compute, embedding = type(stepper).loss, shop.model.inner.get_input_embeddings().weight
     if where == "loss":
         with monkeypatch.context() as broken:
-            broken.setattr(type(stepper), "_loss", lambda self, *given: compute(self, *given) * value)
+            broken.setattr(type(stepper), "loss", lambda self, *given: compute(self, *given) * value)
             result = stepper.run(2, KINDS, 0.7)
     else:
         hook = embedding.register_hook(lambda grad: grad.index_fill(0, torch.tensor([3]), value))

@@ -23,7 +23,7 @@ VARIANTS: tuple[tuple[Axis, bool, str], ...] = (
     ("epochs", False, "same epoch, latest evaluation"),
 )
 # What the page shows of a ledger and of a card, also where an interrupted run has not written it.
-LEDGER_KEYS = ("unique_tokens", "data_tokens", "epochs", "flops", "evaluation_flops")
+LEDGER_KEYS = ("unique_tokens", "data_tokens", "epochs", "flops", "evaluation_flops", "evaluation_seconds", "seconds")
 CARD_KEYS = (
     "exact", "headline", "bits_per_byte", "standard_error_bits", "loss_nats", "standard_error_nats", "tokens",
     "text_bytes", "documents", "conditions", "checkpoint_step",
@@ -147,6 +147,7 @@ def _arm_row(arm: str, runs: Sequence[RunRecord], score: ArmScore | None, tuned:
         "epochs": _mean([run.ledger.get("epochs") for run in runs]),
         "flops": _mean([run.ledger.get("flops") for run in runs]),
         "evaluation_flops": _mean([run.ledger.get("evaluation_flops") for run in runs]),
+        "evaluation_share": _mean([_evaluation_share(run) for run in runs]),
         "parameters": next((run.manifest["parameters"] for run in runs if "parameters" in run.manifest), None),
         "tuning_trials": len(tuned.get("trials", ())),
         "tuning_flops": tuned.get("flops", 0.0),
@@ -184,7 +185,13 @@ def _decisions(arm: str, run: RunRecord) -> list[dict[str, Any]]:
 
 def _ledger(arm: str, run: RunRecord) -> dict[str, Any]:
     row = {"arm": arm, "seed": run.recipe.get("seed"), "state": run.status.get("state"), "exposures": {}}
-    return {**row, **dict.fromkeys(LEDGER_KEYS), **run.ledger}
+    return {**row, **dict.fromkeys(LEDGER_KEYS), **run.ledger, "evaluation_share": _evaluation_share(run)}
+
+
+def _evaluation_share(run: RunRecord) -> float | None:
+    """Give the part of a run's wall time that its evaluations took (the final scores come after that time)."""
+    spent, whole = run.ledger.get("evaluation_seconds"), run.ledger.get("seconds")
+    return spent / whole if isinstance(spent, int | float) and isinstance(whole, int | float) and whole > 0 else None
 
 
 def _proof_facts(proof: Proof | None) -> dict[str, Any] | None:

@@ -14,10 +14,11 @@ import yaml
 from crossover.errors import CrossoverError, RunError
 from crossover.evidence.definition import Study, read_study
 from crossover.evidence.files import dumps, write_text
+from crossover.evidence.grid import costs_of, dear_evaluations, longest_first, share_grid
 from crossover.evidence.overview import Overview
 from crossover.evidence.run import RunRecord, read_run, read_status
 from crossover.evidence.tune import choose, draw_trials, read_chosen, write_chosen
-from crossover.evidence.workers import Job, cores, run_jobs, tail
+from crossover.evidence.workers import Job, cores, pack, run_jobs, share, tail
 from crossover.trees import differences
 
 Notify = Callable[[str], None]
@@ -62,7 +63,8 @@ def run_study(
         path: The study file.
         overrides: `study.key=value`, or `key=value` for the recipe of every arm.
         folder: Where it lives; None means `runs/<study name>`.
-        jobs: Worker processes; None means what the file says.
+        jobs: Runs at the same time, each a process; None means what the file says. The cores are divided among
+            them, and no more go at a time than there are cores for; on a machine with a GPU they share it.
         trust: Whether the recipe's `imports` may run, here and in the workers.
         notify: Where lines for people go.
 
@@ -74,12 +76,13 @@ def run_study(
         RunError: The folder belongs to another study, or the data cannot be prepared.
     """
     study = read_study(path, overrides, trust=trust)
-    workers = jobs or study.jobs
+    jobs = jobs or study.jobs
     where = Path(folder) if folder is not None else Path("runs") / study.name
-    threads = take_folder(study, where, max(1, cores() // workers))
+    runs = len(study.arms) * max(len(study.seeds), study.tune.trials if study.tune else 0)
+    threads = take_folder(study, where, share(jobs, runs))
     # For the report's "how to reproduce"; another spelling of the same study is not another study.
     write_text(where / "started.json", dumps({"study": str(path), "overrides": list(overrides)}) + "\n")
-    runner = _Runner(study, where, workers, threads, trust, notify)
+    runner = _Runner(study, where, jobs, threads, trust, notify)
     ended = runner.tune() and runner.seeds()
     if not ended:
         notify(f"Stopped. The same command goes on from here; what is done is kept in {where}.")
@@ -138,7 +141,7 @@ def prepare_command(recipe: Path, *, trust: bool) -> tuple[str, ...]:
 class _Runner:
     study: Study
     folder: Path
-    workers: int
+    jobs: int
     threads: int
     trust: bool
     notify: Notify
@@ -160,7 +163,7 @@ class _Runner:
             for arm in wanted
             for index, settings in enumerate(trials)
         }  # fmt: skip
-        if not self._run(plan):
+        if not self._run("tune", plan):
             return False
         for arm in wanted:
             records = [try_read(self.folder / f"tune/{arm}/trial-{index}") for index in range(len(trials))]
@@ -175,7 +178,7 @@ class _Runner:
 
     def seeds(self) -> bool:
         """Run every arm with every seed; False when stopped."""
-        return self._run(self.plan())
+        return self._run("seeds", self.plan())
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """Resolve the recipe of every run whose settings are known (an arm that could not be tuned has none)."""
@@ -190,34 +193,38 @@ class _Runner:
             for seed in self.study.seeds
         }  # fmt: skip
 
-    def _run(self, plan: Mapping[str, Mapping[str, Any]]) -> bool:
+    def _run(self, phase: str, plan: Mapping[str, dict[str, Any]]) -> bool:
         """Run the runs of a plan that are not finished; False when stopped."""
-        todo = {}
-        for name, recipe in plan.items():
-            if read_status(self.folder / name)["state"] != "finished":
-                todo[name] = self._write_recipe(name, recipe)
+        todo = [name for name in plan if read_status(self.folder / name)["state"] != "finished"]
         if not todo:
             return True
         trust = self.trust and bool(self.study.base.get("imports"))
-        if not self._prepare({name: plan[name] for name in todo}, todo, trust):
+        if not self._prepare(plan, trust):
             return False
-        jobs = [
-            Job(name, train_command(recipe, self.folder / name, trust=trust), self.folder / name, self._log(name))
-            for name, recipe in todo.items()
-        ]
+        # All runs of the phase have a say, the finished ones too: the curves of a study share their grid.
+        costs = costs_of(plan)
+        share_grid(self.folder, phase, plan, costs)
+        if told := dear_evaluations(plan, costs):
+            self.notify(told)
+        jobs = [self._job(name, plan[name], trust) for name in longest_first(plan, costs) if name in todo]
+        workers, told = pack(self.jobs, len(jobs), max(job.threads for job in jobs))
+        self.notify(told)
         with Overview(self.folder, list(plan), self.notify) as overview:
-            fleet = run_jobs(
-                jobs, workers=self.workers, threads=self.threads, watch=overview.watch, ended=overview.ended
-            )
+            fleet = run_jobs(jobs, workers=workers, watch=overview.watch, ended=overview.ended)
         return not fleet.interrupted
 
-    def _prepare(self, plan: Mapping[str, Mapping[str, Any]], recipes: Mapping[str, Path], trust: bool) -> bool:
+    def _job(self, name: str, recipe: Mapping[str, Any], trust: bool) -> Job:
+        command = train_command(self._write_recipe(name, recipe), self.folder / name, trust=trust)
+        # The recipe's number is what the run computes with; its environment must not say another one.
+        return Job(name, command, self.folder / name, self._log(name), recipe["training"]["threads"])
+
+    def _prepare(self, plan: Mapping[str, Mapping[str, Any]], trust: bool) -> bool:
         """Prepare each distinct text once, before workers could race for it."""
         texts = {json.dumps(recipe.get("data"), sort_keys=True, default=str): name for name, recipe in plan.items()}
         for index, name in enumerate(texts.values()):
             log = self.folder / "logs" / f"prepare-{index}.txt"
-            job = Job("prepare", prepare_command(recipes[name], trust=trust), self.folder, log)
-            fleet = run_jobs([job], workers=1, threads=cores())
+            command = prepare_command(self._write_recipe(f"prepare-{index}", plan[name]), trust=trust)
+            fleet = run_jobs([Job("prepare", command, self.folder, log, cores())], workers=1)
             if fleet.interrupted:
                 return False
             if fleet.ended.get("prepare") != 0:

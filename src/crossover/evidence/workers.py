@@ -27,12 +27,14 @@ class Job:
         command: Program and arguments.
         folder: The run folder, which the process makes.
         log: Its output goes to the end of this file.
+        threads: CPU threads that it computes with.
     """
 
     name: str
     command: tuple[str, ...]
     folder: Path
     log: Path
+    threads: int
 
 
 @dataclass
@@ -57,9 +59,45 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share(jobs: int, runs: int) -> int:
+    """Divide the cores among the runs that go at the same time.
+
+    Args:
+        jobs: Runs that should go at the same time.
+        runs: Runs that there are.
+
+    Returns:
+        CPU threads of each run.
+    """
+    return max(1, cores() // min(jobs, runs))
+
+
+def pack(jobs: int, runs: int, threads: int) -> tuple[int, str]:
+    """Decide how many runs go at the same time, so that together they use no more threads than there are cores.
+
+    Args:
+        jobs: Runs that should go at the same time.
+        runs: Runs that there are.
+        threads: CPU threads of each.
+
+    Returns:
+        How many will, and a sentence that says so, with the reason where that is less than was asked for.
+    """
+    room = max(1, cores() // threads)
+    workers = min(jobs, runs, room)
+    told = f"{runs} run(s), {workers} at a time, {threads} thread(s) each on {cores()} core(s)"
+    if threads > cores():
+        return workers, f"{told}; they were given more threads than there are cores here, which makes them slow"
+    if min(jobs, runs) > room:
+        return workers, f"{told}; not {jobs} at a time: runs that share a core slow each other down and end no sooner"
+    return workers, told
+
+
 def environment(threads: int) -> dict[str, str]:
     """Give a worker its share of the cores, so that N workers do not fight over them."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    # The last one is torch's compiler, which else starts a process per core for every run.
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS",
+             "TORCHINDUCTOR_COMPILE_THREADS")  # fmt: skip
     return {**os.environ, **dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -67,7 +105,6 @@ def run_jobs(
     jobs: Sequence[Job],
     *,
     workers: int,
-    threads: int,
     watch: Callable[[Fleet], None] = lambda fleet: None,
     ended: Callable[[Job, int], None] = lambda job, code: None,
     poll_seconds: float = 0.2,
@@ -77,7 +114,6 @@ def run_jobs(
     Args:
         jobs: What to run, in this order.
         workers: How many at a time.
-        threads: CPU threads of each.
         watch: Called at each poll, to show how it goes.
         ended: Called when a job has ended, with its exit code.
         poll_seconds: Time between two looks.
@@ -91,7 +127,7 @@ def run_jobs(
             while (fleet.waiting or fleet.running) and not fleet.interrupted:
                 while fleet.waiting and len(fleet.running) < workers:
                     job = fleet.waiting.pop(0)
-                    fleet.running[job.name] = start(job, environment(threads))
+                    fleet.running[job.name] = start(job, environment(job.threads))
                 for name in [name for name, process in fleet.running.items() if process.poll() is not None]:
                     fleet.ended[name] = fleet.running.pop(name).returncode
                     ended(by_name[name], fleet.ended[name])

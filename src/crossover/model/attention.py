@@ -5,7 +5,7 @@ Suffixes: B batch, H heads, N inputs, Q queries, K keys, D head width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,12 +16,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from crossover.model.tiles import Tile, TiledAttention, tiles_of
 from crossover.records import Pattern
 
 NAME = "crossover"
-# Up to here a materialised score matrix beats torch's fused CPU kernel: always for two streams, whose halves it can
-# treat apart, and in bfloat16 for the other patterns.
-MATERIALISE_UP_TO = 512
+# In bfloat16 torch's fused CPU kernel is slower than tiles up to here also where every query sees every key.
+TILE_FULL_UP_TO = 512
 
 
 def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
@@ -62,19 +62,26 @@ class Plan:
 
     Args:
         pattern: The pattern.
-        back_end: "materialised", "sdpa" or "flex".
-        bias: Additive mask [1 or B, 1, N, N], or of the clean half for a materialised two-stream; None for full.
-        prefix_bias: Additive mask [1 or B, 1, Q, C] of noisy queries on clean keys (materialised two-stream).
-        own_bias: Additive mask [B, 1, Q, S + 1] inside the noisy copies, when documents are kept apart.
+        back_end: "tiled", "sdpa" or "flex".
+        tiles: The pattern cut into tiles.
+        bias: Additive mask [1 or B, 1, N, N] of "sdpa"; None for full, and for causal, which the kernel knows.
         block_mask: FlexAttention's block mask.
+        first_read: No state before this input is read.
     """
 
     pattern: Pattern
     back_end: str
+    tiles: tuple[Tile, ...] = ()
     bias: Tensor | None = None
-    prefix_bias: Tensor | None = None
-    own_bias: Tensor | None = None
     block_mask: Any = None
+    first_read: int = 0
+
+    @property
+    def of_reads(self) -> Plan:
+        """The plan for the last layer: the tiles of queries before the first one that is read are left out."""
+        if not self.first_read:
+            return self
+        return replace(self, tiles=tuple(tile for tile in self.tiles if tile.stop > self.first_read))
 
 
 def choose_back_end(
@@ -90,13 +97,13 @@ def choose_back_end(
         dropout: Attention dropout; FlexAttention has none.
 
     Returns:
-        "flex", "materialised" or "sdpa".
+        "flex", "tiled" or "sdpa".
     """
-    if device.type == "cuda":
+    if device.type != "cpu":
         return "flex" if dropout == 0.0 else "sdpa"
-    if pattern.kind == "two_stream":
-        return "materialised" if inputs <= 4 * MATERIALISE_UP_TO else "sdpa"
-    return "materialised" if low_precision and inputs <= MATERIALISE_UP_TO else "sdpa"
+    if pattern.kind == "full" and not (low_precision and inputs <= TILE_FULL_UP_TO):
+        return "sdpa"
+    return "tiled"
 
 
 def mask_NN(pattern: Pattern, inputs: int, device: torch.device | str = "cpu") -> Tensor:
@@ -114,21 +121,20 @@ def make_plan(pattern: Pattern, inputs: int, device: torch.device, dtype: torch.
         inputs: Input positions N.
         device: Where the model is.
         dtype: Type of the scores.
-        back_end: "materialised", "sdpa" or "flex".
+        back_end: "tiled", "sdpa" or "flex".
 
     Returns:
         The plan.
     """
     if back_end == "flex":
         return Plan(pattern, back_end, block_mask=_flex_mask(pattern, inputs, device))
-    if back_end == "sdpa" and pattern.kind == "causal":
-        return Plan(pattern, back_end)  # the kernel knows this mask by itself
+    if back_end == "sdpa" and pattern.kind in ("causal", "full"):
+        return Plan(pattern, back_end)
     # Masks are made outside inference mode and autograd, so that training and scoring can share them.
     with torch.inference_mode(False), torch.no_grad():
-        if back_end == "sdpa" and pattern.kind == "two_stream":
-            # Each noisy copy gets exactly its keys, so only the clean half has a mask.
-            return Plan(pattern, back_end, bias=_clean_bias(pattern, device, dtype))
-        return _dense_plan(pattern, mask_NN(pattern, inputs, device)[None, None], dtype, back_end)
+        if back_end == "tiled":
+            return Plan(pattern, back_end, tiles_of(pattern, inputs, lambda q, k: visible(pattern, q, k)[None], dtype))
+        return Plan(pattern, back_end, bias=_bias(mask_NN(pattern, inputs, device)[None, None], dtype))
 
 
 def make_document_plan(pattern: Pattern, documents_BN: Tensor, dtype: torch.dtype, back_end: str) -> Plan:
@@ -138,41 +144,23 @@ def make_document_plan(pattern: Pattern, documents_BN: Tensor, dtype: torch.dtyp
         pattern: The pattern.
         documents_BN: Document number of each input.
         dtype: Type of the scores.
-        back_end: "materialised" or "sdpa"; "flex" builds a block mask per batch.
+        back_end: "tiled", "sdpa" or "flex", which builds a block mask per batch.
 
     Returns:
         The plan.
     """
-    same = documents_BN[:, :, None] == documents_BN[:, None, :]
-    same = (same | (documents_BN == -1)[:, None, :])[:, None]
     if back_end == "flex":
-        return Plan(pattern, back_end, block_mask=_flex_mask(pattern, same.shape[-1], same.device, documents_BN))
-    return _dense_plan(pattern, mask_NN(pattern, same.shape[-1], same.device)[None, None] & same, dtype, back_end)
+        inputs = documents_BN.shape[1]
+        return Plan(pattern, back_end, block_mask=_flex_mask(pattern, inputs, documents_BN.device, documents_BN))
 
+    def allow(query: Tensor, key: Tensor) -> Tensor:
+        mine, theirs = documents_BN[:, query[:, 0], None], documents_BN[:, None, key[0]]
+        return visible(pattern, query, key) & ((mine == theirs) | (theirs == -1))
 
-def _clean_bias(pattern: Pattern, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    if pattern.clean_kind == "causal":
-        return None
-    return _bias(mask_NN(Pattern("block_causal", pattern.block), pattern.clean, device)[None, None], dtype)
-
-
-def _dense_plan(pattern: Pattern, allowed: Tensor, dtype: torch.dtype, back_end: str) -> Plan:
-    if pattern.kind != "two_stream":
-        open_to_all = pattern.kind == "full" and bool(allowed.all())
-        return Plan(pattern, back_end, bias=None if open_to_all else _bias(allowed, dtype))
-    clean, width = pattern.clean, pattern.block + 1
-    noisy = allowed[..., clean:, clean:]
-    blocks = noisy.shape[-1] // width
-    grid = noisy.unflatten(-1, (blocks, width)).unflatten(-3, (blocks, width))
-    own = grid.diagonal(dim1=-4, dim2=-2).permute(0, 1, 4, 2, 3).flatten(2, 3)
-    keep_own = back_end == "sdpa" or not bool(own.all())
-    return Plan(
-        pattern,
-        back_end,
-        bias=_bias(allowed[..., :clean, :clean], dtype),
-        prefix_bias=_bias(allowed[..., clean:, :clean], dtype),
-        own_bias=_bias(own, dtype) if keep_own else None,
-    )
+    if back_end == "tiled":
+        return Plan(pattern, back_end, tiles_of(pattern, documents_BN.shape[1], allow, dtype))
+    index = torch.arange(documents_BN.shape[1], device=documents_BN.device)
+    return Plan(pattern, back_end, bias=_bias(allow(index[:, None], index[None, :])[:, None], dtype))
 
 
 def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -230,57 +218,49 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mixed_MD = mix(query.to(value.dtype), key.to(value.dtype), value, plan, scale, dropout)
+    return mixed_MD.view(query.shape[0], query.shape[2], query.shape[1], -1), None
+
+
+def mix(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float, dropout: float) -> Tensor:
+    """Attend under a plan.
+
+    Args:
+        query: [B, H, N, D].
+        key: [B, H_kv, N, D], of the same type.
+        value: [B, H_kv, N, D].
+        plan: The pattern, made ready.
+        scale: Factor on the scores.
+        dropout: Dropout of the probabilities.
+
+    Returns:
+        [B N, H D].
+    """
     if plan.back_end == "flex":
-        return _flex(query, key, value, plan, scale), None
+        return _flex(query, key, value, plan, scale).flatten(2).flatten(0, 1)
     if plan.back_end == "sdpa":
-        compute = _block_by_block if plan.pattern.kind == "two_stream" else _fused
-        return compute(query, key, value, plan, dropout, scale).transpose(1, 2), None
+        return _fused(query, key, value, plan, dropout, scale).transpose(1, 2).flatten(2).flatten(0, 1)
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    compute = _two_streams if plan.pattern.kind == "two_stream" else _materialised
-    return compute(query * scale, key, value, plan, dropout).transpose(1, 2), None
+    mixed: Any = TiledAttention.apply(query, key, value, plan.tiles, scale, dropout)
+    return mixed
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropout: float, scale: float) -> Tensor:
-    # Without a bias the kernel knows the mask by itself: causal (also of a clean stream) or full.
-    causal = plan.bias is None and plan.pattern.kind != "full"
-    return _sdpa(query, key, value, plan.bias, dropout, scale, causal=causal)
-
-
-def _sdpa(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    dropout: float,
-    scale: float,
-    *,
-    causal: bool = False,
-) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
-    bias = None if bias is None else bias.to(value.dtype)
+    bias = None if plan.bias is None else plan.bias.to(value.dtype)
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+        query,
+        key,
+        value,
+        attn_mask=bias,
+        dropout_p=dropout,
+        is_causal=bias is None and plan.pattern.kind == "causal",
+        scale=scale,
+        enable_gqa=grouped,
     )
-
-
-def _block_by_block(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropout: float, scale: float) -> Tensor:
-    """Attend over two long streams: the clean one, then each noisy copy on exactly the keys that it may see."""
-    clean, width = plan.pattern.clean, plan.pattern.block + 1
-    parts = [_fused(query[:, :, :clean], key[:, :, :clean], value[:, :, :clean], plan, dropout, scale)]
-    for number, start in enumerate(range(clean, query.shape[2], width)):
-        prefix, own = slice(0, number * plan.pattern.block), slice(start, start + width)
-        keys = torch.cat([key[:, :, prefix], key[:, :, own]], dim=2)
-        values = torch.cat([value[:, :, prefix], value[:, :, own]], dim=2)
-        bias = None
-        if plan.own_bias is not None and plan.prefix_bias is not None:
-            rows = slice(start - clean, start - clean + width)
-            bias = torch.cat([plan.prefix_bias[:, :, rows, prefix], plan.own_bias[:, :, rows]], dim=-1)
-        parts.append(_sdpa(query[:, :, own], keys, values, bias, dropout, scale))
-    return torch.cat(parts, dim=2)
 
 
 @lru_cache(maxsize=1)
@@ -297,33 +277,3 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -
     call = _compiled_flex() if query.is_cuda and not torch.compiler.is_compiling() else flex_attention
     grouped = query.shape[1] != key.shape[1]
     return call(query, key, value, block_mask=plan.block_mask, scale=scale, enable_gqa=grouped).transpose(1, 2)
-
-
-def _probabilities(scores: Tensor, dropout: float) -> Tensor:
-    probabilities = torch.softmax(scores, dim=-1)
-    return F.dropout(probabilities, p=dropout, training=True) if dropout > 0 else probabilities
-
-
-def _materialised(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropout: float) -> Tensor:
-    scores = query @ key.transpose(-1, -2)
-    if plan.bias is not None:
-        scores = scores + plan.bias.to(scores.dtype)
-    return _probabilities(scores, dropout) @ value
-
-
-def _two_streams(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropout: float) -> Tensor:
-    """Attend in two calls: clean on clean; noisy on its own copy and the clean prefix, in one softmax."""
-    clean, width = plan.pattern.clean, plan.pattern.block + 1
-    clean_key, clean_value = key[:, :, :clean], value[:, :, :clean]
-    settled = _materialised(query[:, :, :clean], clean_key, clean_value, plan, dropout)
-    noisy_query, noisy_key, noisy_value = (part[:, :, clean:].unflatten(2, (-1, width)) for part in (query, key, value))
-    on_prefix = query[:, :, clean:] @ clean_key.transpose(-1, -2)
-    assert plan.prefix_bias is not None
-    on_prefix = on_prefix + plan.prefix_bias.to(on_prefix.dtype)
-    on_self = (noisy_query @ noisy_key.transpose(-1, -2)).flatten(2, 3)
-    if plan.own_bias is not None:
-        on_self = on_self + plan.own_bias.to(on_self.dtype)
-    probabilities = _probabilities(torch.cat([on_prefix, on_self], dim=-1), dropout)
-    from_prefix = probabilities[..., :clean] @ clean_value
-    from_self = (probabilities[..., clean:].unflatten(2, (-1, width)) @ noisy_value).flatten(2, 3)
-    return torch.cat([settled, from_prefix + from_self], dim=2)

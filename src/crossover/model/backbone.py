@@ -5,6 +5,7 @@ Suffixes: B batch, N inputs, R read states, D width, P predictable vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 
 from crossover.model import attention
+from crossover.model.layers import Pieces, can_drive
 from crossover.model.loss import nll_R, weighted_nll
 from crossover.model.shapes import Shape
 from crossover.records import Pattern, Vocabulary
@@ -32,6 +34,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.inner = inner
         self.vocabulary = vocabulary
+        self.pieces = Pieces() if can_drive(inner) else None
         if residual_dropout > 0:
             for name, module in inner.named_modules():
                 if name.endswith((".self_attn.o_proj", ".mlp.down_proj")):
@@ -42,13 +45,16 @@ class Backbone(nn.Module):
         """Where the weights are."""
         return self.inner.device
 
-    def plan(self, pattern: Pattern, inputs: int, documents_BN: Tensor | None = None) -> attention.Plan:
+    def plan(
+        self, pattern: Pattern, inputs: int, documents_BN: Tensor | None = None, first_read: int = 0
+    ) -> attention.Plan:
         """Make a pattern ready for this model.
 
         Args:
             pattern: Who sees whom.
             inputs: Input positions N.
             documents_BN: Document number of each input, or None.
+            first_read: No state before this input is read.
 
         Returns:
             The plan to hand to `states` or `forward`.
@@ -57,8 +63,10 @@ class Backbone(nn.Module):
         low = torch.is_autocast_enabled(self.device.type)
         back_end = attention.choose_back_end(pattern, inputs, self.device, low_precision=low, dropout=dropout)
         if documents_BN is not None:
-            return attention.make_document_plan(pattern, documents_BN, torch.float32, back_end)
-        return attention.make_plan(pattern, inputs, self.device, torch.float32, back_end)
+            plan = attention.make_document_plan(pattern, documents_BN, torch.float32, back_end)
+        else:
+            plan = attention.make_plan(pattern, inputs, self.device, torch.float32, back_end)
+        return replace(plan, first_read=first_read) if first_read else plan
 
     def states(self, inputs_BN: Tensor, positions_BN: Tensor, plan: attention.Plan) -> Tensor:
         """Run the body.
@@ -71,13 +79,34 @@ class Backbone(nn.Module):
         Returns:
             [B, N, D] final states; state i is trained to predict the token after position i.
         """
+        return self.read_states(inputs_BN, positions_BN, plan, None).unflatten(0, inputs_BN.shape)
+
+    def read_states(
+        self, inputs_BN: Tensor, positions_BN: Tensor, plan: attention.Plan, reads_R: Tensor | None
+    ) -> Tensor:
+        """Run the body for the states that are read.
+
+        Args:
+            inputs_BN: Token ids.
+            positions_BN: Rotary positions, [1 or B, N].
+            plan: The pattern, made ready.
+            reads_R: Flat indices of the states that are read, or None for all of them.
+
+        Returns:
+            [R, D] final states.
+        """
+        if self.pieces is not None:
+            # Graphs are compiled for training; scoring would need others of its own.
+            pieces = self.pieces if torch.is_grad_enabled() else Pieces()
+            return pieces.run(self.inner, inputs_BN, positions_BN, plan, reads_R)
         body: Any = self.inner.model
         # The plan is the mask. A mask of four dimensions is passed on as it is; without one, transformers would build
         # its own, and wait for the device to say whether positions restart.
         no_mask = inputs_BN.new_zeros((1, 1, 1, 1))
-        return body(
+        states_MD = body(
             input_ids=inputs_BN, position_ids=positions_BN, attention_mask=no_mask, use_cache=False, plan=plan
-        ).last_hidden_state
+        ).last_hidden_state.flatten(0, 1)
+        return states_MD if reads_R is None else states_MD.index_select(0, reads_R)
 
     @property
     def head_PD(self) -> Tensor:
@@ -120,7 +149,7 @@ class Backbone(nn.Module):
         Returns:
             Scalar loss, nats per data token of the step.
         """
-        states_RD = self._read(self.states(inputs_BN, positions_BN, plan), reads_R)
+        states_RD = self.read_states(inputs_BN, positions_BN, plan, reads_R)
         return weighted_nll(states_RD, self.head_PD, targets_R, weights_R, data_tokens)
 
     def nll(
@@ -138,12 +167,7 @@ class Backbone(nn.Module):
         Returns:
             [R] float32 nats.
         """
-        return nll_R(self._read(self.states(inputs_BN, positions_BN, plan), reads_R), self.head_PD, targets_R)
-
-    @staticmethod
-    def _read(states_BND: Tensor, reads_R: Tensor | None) -> Tensor:
-        flat = states_BND.flatten(0, 1)
-        return flat if reads_R is None else flat.index_select(0, reads_R)
+        return nll_R(self.read_states(inputs_BN, positions_BN, plan, reads_R), self.head_PD, targets_R)
 
 
 def _dropout_hook(rate: float) -> Any:

@@ -57,11 +57,13 @@ class Workload:
         inputs: Input positions, all streams and copies counted.
         reads: States that the head reads (expected number).
         entries: Live attention entries (query-key pairs that may see each other).
+        read_entries: Those of the queries that are read; None if they see as many keys as the mean query.
     """
 
     inputs: float
     reads: float
     entries: float
+    read_entries: float | None = None
 
 
 def shape_of(model: ModelRecipe, vocabulary: int) -> Shape:
@@ -106,8 +108,12 @@ def shape_of(model: ModelRecipe, vocabulary: int) -> Shape:
 
 def layer_matrix_parameters(shape: Shape) -> int:
     """Count the weights of one layer that take part in matrix products."""
-    attention = 2 * shape.width * shape.heads * shape.head_width + 2 * shape.width * shape.kv_heads * shape.head_width
-    return attention + 3 * shape.width * shape.mlp_width
+    queries = 2 * shape.width * shape.heads * shape.head_width
+    return queries + _key_value_parameters(shape) + 3 * shape.width * shape.mlp_width
+
+
+def _key_value_parameters(shape: Shape) -> int:
+    return 2 * shape.width * shape.kv_heads * shape.head_width
 
 
 def parameters(shape: Shape) -> int:
@@ -132,8 +138,8 @@ def body_parameters(shape: Shape) -> int:
 def forward_flops(shape: Shape, work: Workload, *, head_rows: int | None = None) -> float:
     """Count the useful FLOPs of one forward pass over one sequence.
 
-    A multiply and an add are two FLOPs; matrix products only; attention counts live entries only and the head
-    counts only states that are read.
+    A multiply and an add are two FLOPs; matrix products only; attention counts live entries only. The head counts only
+    states that are read, and so does the last layer, whose other states are needed as keys and values alone.
 
     Args:
         shape: The backbone.
@@ -143,10 +149,16 @@ def forward_flops(shape: Shape, work: Workload, *, head_rows: int | None = None)
     Returns:
         FLOPs.
     """
-    layers = 2 * layer_matrix_parameters(shape) * work.inputs
-    attention = 4 * shape.heads * shape.head_width * work.entries
+    attended = work.entries * work.reads / work.inputs if work.read_entries is None else work.read_entries
+    each, key_value, entry = (
+        layer_matrix_parameters(shape),
+        _key_value_parameters(shape),
+        shape.heads * shape.head_width,
+    )
+    layers = (shape.depth - 1) * (2 * each * work.inputs + 4 * entry * work.entries)
+    last = 2 * key_value * work.inputs + 2 * (each - key_value) * work.reads + 4 * entry * attended
     head = 2 * shape.width * (shape.vocabulary if head_rows is None else head_rows) * work.reads
-    return shape.depth * (layers + attention) + head
+    return layers + last + head
 
 
 def training_flops(shape: Shape, work: Workload, *, head_rows: int | None = None) -> float:

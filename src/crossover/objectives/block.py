@@ -163,8 +163,11 @@ class Block:
         reads = blocks * (self.size + 1) / 2
         if self.count == "bernoulli":
             reads = Masked(count="bernoulli", noise=self.noise, eps=self.eps).workload(context).reads
-        reads += context if self.autoregressive_weight else 0
-        return Workload(inputs, reads, live_entries(self._pattern(context), inputs))
+        # A read state of block number b sees the b S clean tokens before its copy and the S + 1 inputs of the copy.
+        read_entries = reads * (self.size * (blocks - 1) / 2 + self.size + 1)
+        if self.autoregressive_weight:
+            reads, read_entries = reads + context, read_entries + live_entries(Pattern("causal"), context)
+        return Workload(inputs, reads, live_entries(self._pattern(context), inputs), read_entries)
 
     def modes(self, context: int) -> tuple[str, ...]:
         """Name the procedures that a model trained so can be scored by."""

@@ -87,7 +87,9 @@ class Masked:
         if self.count == "bernoulli":
             times = (np.arange(10_000) + 0.5) / 10_000 * (1 - self.eps) + self.eps
             reads = float(context * np.mean(1 - self.noise.alpha(times)))
-        return Workload(context + 1, reads, live_entries(pattern, context + 1))
+        # States 0 to T - 1 are read alike often; the last one, which predicts nothing, never.
+        entries, inputs = live_entries(pattern, context + 1), context + 1
+        return Workload(inputs, reads, entries, reads / context * (entries - inputs))
 
     def modes(self, context: int) -> tuple[str, ...]:
         """Name the procedures that a model trained so can be scored by."""

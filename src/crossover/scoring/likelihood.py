@@ -6,7 +6,7 @@ Suffixes: W windows, D documents, R read states.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from crossover.errors import RunError
 from crossover.model.backbone import Backbone
 from crossover.records import ScoreCard
-from crossover.registry import component_of
+from crossover.scoring.cost import modes_of as modes_of
 from crossover.scoring.procedures import Procedure, Rows
 from crossover.scoring.windows import ScoringWindows
 
@@ -68,7 +68,8 @@ def _nats(model: Backbone, rows: Rows, precision: str) -> NDArray[np.float64]:
     documents = None if rows.documents_QN is None else torch.from_numpy(rows.documents_QN).to(device)
     reads, targets = torch.from_numpy(rows.reads_R).to(device), torch.from_numpy(rows.targets_R).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        plan = model.plan(rows.pattern, inputs.shape[1], documents)
+        # All states that are read of a pattern with two streams are noisy ones.
+        plan = model.plan(rows.pattern, inputs.shape[1], documents, rows.pattern.clean)
         return model.nll(inputs, positions, plan, reads, targets).double().cpu().numpy()
 
 
@@ -139,16 +140,3 @@ def ratio(numerator_D: NDArray[np.float64], denominator_D: NDArray[np.float64]) 
     rest = numerator_D - value * denominator_D
     count = len(rest)
     return float(value), float(math.sqrt(count / (count - 1) * (rest**2).sum()) / denominator_D.sum())
-
-
-def modes_of(objectives: Sequence[str], context: int) -> tuple[str, ...]:
-    """List the procedures that a model trained on these objectives can be scored by.
-
-    Args:
-        objectives: Canonical names, such as "autoregressive" and "block(16)".
-        context: T.
-
-    Returns:
-        Names of procedures, each once.
-    """
-    return tuple(dict.fromkeys(mode for name in objectives for mode in component_of("objective", name).modes(context)))

@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossover.data.shards import PreparedText
 from crossover.errors import DataError
 from crossover.streams import digest, stream
 
@@ -97,3 +99,25 @@ def cut(
         bytes_W=np.array([int(token_bytes_V[piece].sum()) for _, piece in pieces]),
         documents_W=np.array([index for index, _ in pieces]),
     )
+
+
+def held_out(text: PreparedText, split: Literal["dev", "test"], context: int, limit: int) -> ScoringWindows:
+    """Cut a prepared text's own held-out documents.
+
+    Args:
+        text: The prepared text.
+        split: "dev" or "test".
+        context: T.
+        limit: Largest number of windows.
+
+    Returns:
+        The windows.
+
+    Raises:
+        DataError: There are fewer than two.
+    """
+    documents = [document.tokens for document in text.documents(split)]
+    try:
+        return cut(documents, text.tokenizer.token_bytes_V, context, limit, split)
+    except DataError as error:
+        raise DataError(f"data.{split}_share: {error}; raise it, give more text, or lower data.context") from None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from crossover.registry import component_of
 from crossover.scoring.likelihood import modes_of
 from crossover.streams import stream
 from crossover.training import machine
+from crossover.training.compilation import compile_model
 from crossover.training.evaluate import Evaluator
 from crossover.training.machine import Choices, decide, matmul_flops_per_second
 from crossover.training.state import Budget
@@ -82,6 +82,7 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
     prices = _prices(recipe, shape, text, objectives)
     choices = machine.from_row(recorded["choices"]) if recorded else _choose(recipe, prices)
     torch.set_num_threads(choices.threads)
+    machine.keep_memory()
     model = build(
         shape,
         text.vocabulary,
@@ -146,7 +147,7 @@ def _stepper(
     )
     return Stepper(
         model=model,
-        forward=_compiled(model) if choices.compile else model,
+        forward=compile_model(model) if choices.compile else model,
         objectives=objectives,
         loader=loader,
         vocabulary=text.vocabulary,
@@ -156,13 +157,6 @@ def _stepper(
         clip_norm=training.clip_norm,
         precision=choices.precision,
     )
-
-
-def _compiled(model: Backbone) -> Callable[..., Any]:
-    # A graph per pattern is expected: the objectives differ in shapes, and each shape is compiled once.
-    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-    return torch.compile(model, dynamic=False)
 
 
 def _budget(recipe: Recipe, stepper: Stepper, prices: Mapping[str, float]) -> Budget:

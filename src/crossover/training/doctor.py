@@ -10,6 +10,8 @@ from crossover.model.attention import choose_back_end
 from crossover.records import Pattern
 from crossover.training import machine
 
+LENGTHS = (128, 512, 2048)
+
 
 def examine() -> Iterator[str]:
     """Look at the machine.
@@ -29,6 +31,14 @@ def examine() -> Iterator[str]:
     yield f"compute in {'bfloat16' if fast else 'float32'}: {why}; weights are float32"
     compiler = machine.compiler()
     yield f"compile: {f'possible with {compiler}' if compiler else 'no C++ compiler, so runs are eager'}"
-    for inputs in (129, 513, 2049):
-        chosen = choose_back_end(Pattern("full"), inputs, torch.device(device), low_precision=fast)
-        yield f"attention of {inputs} inputs: {chosen}"
+    how = {"cpu": "the pieces of a layer, once for all patterns", "cuda": "the whole model, a graph per pattern"}[
+        device
+    ]
+    if compiler:
+        yield f"compiled, where a run is long enough to repay it: {how}"
+    kept = "keeps freed memory for the next step" if machine.keep_memory() else "gives freed memory back at once"
+    yield f"memory: the C library {kept}"
+    for pattern in (Pattern("causal"), Pattern("full"), Pattern("two_stream", 16, 496, "block_causal")):
+        ends = [choose_back_end(pattern, inputs, torch.device(device), low_precision=fast) for inputs in LENGTHS]
+        told = ", ".join(f"{end} at {inputs:,}" for end, inputs in zip(ends, LENGTHS, strict=True))
+        yield f"attention, {pattern.kind.replace('_', ' ')}: {told} inputs"

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from crossover.data.shards import PreparedText
-from crossover.errors import DataError
 from crossover.model.backbone import Backbone
 from crossover.model.shapes import Shape, Workload, forward_flops, live_entries
 from crossover.recipe import Recipe
 from crossover.records import ScoreCard
+from crossover.scoring.cost import cost_of
 from crossover.scoring.likelihood import score
 from crossover.scoring.procedures import Procedure, Rows, procedure_of
-from crossover.scoring.windows import ScoringWindows, cut
+from crossover.scoring.windows import ScoringWindows, held_out
 
 
 @dataclass
@@ -40,6 +41,11 @@ class Evaluator:
     precision: str
     _rows: dict[str, list[Rows]] = field(default_factory=dict)
     _windows: dict[tuple[str, int], ScoringWindows] = field(default_factory=dict)
+
+    @cached_property
+    def every_tokens(self) -> int:
+        """Data tokens between evaluations: what the recipe says, else what the run can afford."""
+        return self.recipe.scoring.every_tokens or cost_of(self.recipe, self.text).interval_tokens
 
     def dev(self, model: Backbone) -> tuple[dict[str, ScoreCard], float]:
         """Score the dev text by every mode that is affordable during training.
@@ -101,17 +107,9 @@ class Evaluator:
         )
 
     def _cut(self, split: Literal["dev", "test"], limit: int) -> ScoringWindows:
-        key = (split, limit)
-        if key not in self._windows:
-            documents = [document.tokens for document in self.text.documents(split)]
-            token_bytes_V, context = self.text.tokenizer.token_bytes_V, self.recipe.data.context
-            try:
-                self._windows[key] = cut(documents, token_bytes_V, context, limit, split)
-            except DataError as error:
-                raise DataError(
-                    f"data.{split}_share: {error}; raise it, give more text, or lower data.context"
-                ) from None
-        return self._windows[key]
+        if (split, limit) not in self._windows:
+            self._windows[split, limit] = held_out(self.text, split, self.recipe.data.context, limit)
+        return self._windows[split, limit]
 
     def _facts(self) -> dict[str, Any]:
         return {

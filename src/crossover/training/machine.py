@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -14,8 +15,11 @@ import torch
 
 from crossover.recipe import TrainingRecipe
 
-# A cold compilation takes half a minute to a minute of a CPU core and saves about a quarter of the step.
+# A cold compilation takes up to half a minute of a CPU core; see docs/performance.md for what it saves.
 COMPILE_FROM_SECONDS = 600.0
+# glibc's mallopt: its parameters' numbers, and what a training step wants of them.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+LARGEST_THRESHOLD, TOP_PAD, LARGEST_MMAP_THRESHOLD = 2**31 - 1, 2**26, 2**25
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,27 @@ def _compilation(wanted: str, device: str, expected_seconds: float) -> tuple[boo
     if expected_seconds < COMPILE_FROM_SECONDS:
         return False, f"eager: a run of about {expected_seconds:.0f} s would not repay compilation"
     return True, f"compiled: repays itself in a run of about {expected_seconds:.0f} s"
+
+
+def keep_memory() -> bool:
+    """Have the C library keep freed memory for the next step instead of giving it back to the system.
+
+    A step frees what it allocated, and fresh memory is paid for page by page: without this, a small model's step takes
+    some tens of thousands of page faults (measured by benchmarks/step.py).
+
+    Returns:
+        Whether the C library took the settings; only glibc has them.
+    """
+    try:
+        tune = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    settings = (
+        (M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD),
+        (M_TRIM_THRESHOLD, LARGEST_THRESHOLD),
+        (M_TOP_PAD, TOP_PAD),
+    )
+    return all([tune(name, value) for name, value in settings])
 
 
 def _cores() -> int:

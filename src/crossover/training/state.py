@@ -23,6 +23,7 @@ class State:
         exposures: Data tokens that each objective received.
         flops_by_objective: Useful FLOPs of each objective.
         evaluation_flops: Useful FLOPs spent on scoring; not part of the budget, which is for training.
+        evaluation_seconds: Wall-clock seconds of that scoring.
         seconds: Wall-clock seconds, summed over resumptions.
         debts: What the dealer owes each objective, in slices.
         mix: The mix in force.
@@ -42,6 +43,7 @@ class State:
     exposures: Mapping[str, int] = field(default_factory=dict)
     flops_by_objective: Mapping[str, float] = field(default_factory=dict)
     evaluation_flops: float = 0.0
+    evaluation_seconds: float = 0.0
     seconds: float = 0.0
     debts: Mapping[str, float] = field(default_factory=dict)
     mix: Mapping[str, float] = field(default_factory=dict)

@@ -101,7 +101,7 @@ class Stepper:
         sums: dict[str, Tensor] = {}
         for kind, slices in micro_batches(kinds, self.micro_batch_slices):
             torch.manual_seed(torch_seed(self.seed, "dropout", step, slices[0]))
-            loss = self._loss(self.example(step, kind, slices), step_tokens)
+            loss = self.loss(self.example(step, kind, slices), step_tokens)
             loss.backward()
             sums[kind] = sums[kind] + loss.detach() if kind in sums else loss.detach()
         total = torch.stack(list(sums.values())).sum()
@@ -111,7 +111,16 @@ class Stepper:
         share = {kind: kinds.count(kind) / len(kinds) for kind in sums}
         return StepResult({kind: value / share[kind] for kind, value in sums.items()}, total, norm, finite)
 
-    def _loss(self, example: Example, step_tokens: float) -> Tensor:
+    def loss(self, example: Example, step_tokens: float) -> Tensor:
+        """Compute a micro-batch's part of the step's loss.
+
+        Args:
+            example: The micro-batch.
+            step_tokens: Data tokens of the whole step.
+
+        Returns:
+            Scalar, nats per data token of the step.
+        """
         device = self.model.device
 
         def place(array: np.ndarray) -> Tensor:
@@ -127,7 +136,7 @@ class Stepper:
             return self.forward(
                 place(example.inputs_BN),
                 place(positions),
-                self.model.plan(example.pattern, example.inputs_BN.shape[1], documents),
+                self.model.plan(example.pattern, example.inputs_BN.shape[1], documents, example.first_read),
                 None if example.reads_R is None else place(example.reads_R),
                 place(example.targets_R),
                 place(example.weights_R),

@@ -19,6 +19,7 @@ from crossover.recipe import Recipe, to_tree
 from crossover.records import Recorder
 from crossover.training import checkpoint, machine
 from crossover.training.build import Workshop, build_workshop, manifest_of
+from crossover.training.compilation import WarmUp, graphs, warm_up
 from crossover.training.evaluate import eval_row, improves, swapped
 from crossover.training.finish import finish
 from crossover.training.state import State, progress_of
@@ -43,6 +44,7 @@ class Run:
         recorder: Where it writes.
         state: Where it stands.
         averaged: Averaged weights by name, or None.
+        warm: What was compiled before the first step.
     """
 
     workshop: Workshop
@@ -50,6 +52,7 @@ class Run:
     recorder: Recorder
     state: State
     averaged: dict[str, Tensor] | None
+    warm: WarmUp
     pending: list[tuple[dict[str, Any], StepResult]] = field(default_factory=list)
     bad_steps: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -80,7 +83,7 @@ def train(
     workshop = build_workshop(recipe, text, recorded)
     notify(f"{workshop.choices.device}, {workshop.choices.threads} thread(s); {workshop.choices.reason}")
     recorder.manifest(manifest_of(workshop, machine.facts()))
-    run = Run(workshop, folder, recorder, State(), _first_average(workshop))
+    run = Run(workshop, folder, recorder, State(), _first_average(workshop), _warm_up(workshop, notify))
     _resume(run)
     budget = workshop.budget
     while budget.fraction(run.state) < 1:
@@ -92,6 +95,14 @@ def train(
         if done or run.state.data_tokens >= run.state.next_checkpoint:
             _save(run)
     finish(workshop, folder, recorder, run.state.best)
+
+
+def _warm_up(workshop: Workshop, notify: Callable[[str], None]) -> WarmUp:
+    if not workshop.choices.compile:
+        return WarmUp(0, 0.0)
+    warm = warm_up(workshop.stepper)
+    notify(f"compiled {warm.graphs} graphs for all objectives in {warm.seconds:.1f} s")
+    return warm
 
 
 def _first_average(workshop: Workshop) -> dict[str, Tensor] | None:
@@ -254,7 +265,7 @@ def _roll_back(run: Run) -> None:
 def _evaluate(run: Run) -> None:
     _flush(run)
     workshop = run.workshop
-    every = workshop.recipe.scoring.every_tokens or workshop.train_tokens
+    every, began = workshop.evaluator.every_tokens, time.monotonic()
     # Evaluations lie on multiples of the interval, so that the curves of all arms share their grid.
     due = run.state.data_tokens // every * every + every
     with swapped(workshop.model, run.averaged if workshop.recipe.scoring.weights == "ema" else None):
@@ -265,7 +276,13 @@ def _evaluate(run: Run) -> None:
             if improves(best, name, card):
                 best[name] = {"step": run.state.step, "bits_per_byte": card.bits_per_byte}
                 _keep_best(run, name, best[name])
-    run.state = replace(run.state, best=best, next_evaluation=due, evaluation_flops=run.state.evaluation_flops + flops)
+    run.state = replace(
+        run.state,
+        best=best,
+        next_evaluation=due,
+        evaluation_flops=run.state.evaluation_flops + flops,
+        evaluation_seconds=run.state.evaluation_seconds + time.monotonic() - began,
+    )
 
 
 def _keep_best(run: Run, name: str, row: Mapping[str, float]) -> None:
@@ -303,6 +320,8 @@ def _ledger(run: Run) -> dict[str, Any]:
         "flops_6nd": state.flops_6nd,
         "flops_by_objective": dict(state.flops_by_objective),
         "evaluation_flops": state.evaluation_flops,
+        "evaluation_seconds": round(state.evaluation_seconds, 3),
+        "graphs": {"before_first_step": run.warm.graphs, "later": graphs() - run.warm.graphs},
         "skipped_steps": state.skipped,
         "rollbacks": state.rollbacks,
         "seconds": state.seconds,

@@ -148,5 +148,42 @@ class Ramp:
         return state, Decision(mix, f"the text has been seen {progress.epochs:.2f} times, {phase}: {mix.describe()}")
 
 
+@register("controller", "block_growth")
+@dataclass(frozen=True)
+class BlockGrowth:
+    """Block diffusion whose blocks grow in fixed steps, from next-token training to the whole window.
+
+    Args:
+        every_epochs: How long each size but the last is trained.
+        sizes: Block sizes in order; 1 is `autoregressive` and 0 the whole window, `masked`.
+    """
+
+    every_epochs: float
+    sizes: tuple[int, ...] = (1, 4, 16, 0)
+    uses_control_text = False
+
+    def __post_init__(self) -> None:
+        if self.every_epochs <= 0:
+            raise ValueError(f"every_epochs must be above 0, not {self.every_epochs}")
+        if len(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes) or min(self.sizes) < 0:
+            raise ValueError(f"sizes must be two or more different sizes, 0 for the whole window, not {self.sizes}")
+
+    @property
+    def first_change_epochs(self) -> float:
+        """Epoch of the last step: a budget that ends before it would never train the last size."""
+        return self.every_epochs * (len(self.sizes) - 1)
+
+    def objectives(self) -> tuple[str, ...]:
+        """Name every objective that a decision may ask for."""
+        return tuple({0: "masked", 1: "autoregressive"}.get(size, f"block({size})") for size in self.sizes)
+
+    def decide(self, state: State, readings: Mapping[str, Reading], progress: Progress) -> tuple[State, Decision]:
+        """Take the size of the present stretch of epochs."""
+        stage = min(len(self.sizes) - 1, int(progress.epochs / self.every_epochs + 1e-9))
+        mix = Mix(((self.objectives()[stage], 1.0),))
+        reason = f"the text has been seen {progress.epochs:.2f} times, {self.every_epochs:g} per size: {mix.describe()}"
+        return state, Decision(mix, reason)
+
+
 def _names(*mixes: Mix) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for mix in mixes for name, _ in mix.shares))

@@ -1,0 +1,135 @@
+"""transformers' decoder layers, driven in two pieces around the attention.
+
+Cut there, one compiled piece serves every layer, pattern and length, and the last layer can leave out states that
+nobody reads. The pieces call the layer's own submodules, so weights, names and arithmetic are transformers'.
+
+Suffixes: B batch, H heads, N inputs, D width, M states in a row (of any batch), E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+from crossover.model import attention
+
+
+def enter(layer: Any, states_MD: Tensor, cos_BNE: Tensor, signed_sin_BNE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what a layer attends with.
+
+    Args:
+        layer: A Llama or Qwen3 decoder layer.
+        states_MD: The residual stream, M = B N.
+        cos_BNE: Cosines of the rotary angles, [1 or B, N, E].
+        signed_sin_BNE: Their sines, the first half negated.
+
+    Returns:
+        Queries [B, H, N, E], keys and values [B, H_kv, N, E].
+    """
+    attend = layer.self_attn
+    normed = layer.input_layernorm(states_MD).unflatten(0, (-1, cos_BNE.shape[1]))
+    query, key, value = (
+        project(normed).unflatten(-1, (-1, attend.head_dim))
+        for project in (attend.q_proj, attend.k_proj, attend.v_proj)
+    )
+    if hasattr(attend, "q_norm"):
+        query, key = attend.q_norm(query), attend.k_norm(key)
+    query, key = (_rotate(part, cos_BNE, signed_sin_BNE) for part in (query, key))
+    query, key, value = (part.to(value.dtype).transpose(1, 2).contiguous() for part in (query, key, value))
+    return query, key, value
+
+
+def _rotate(part_BNHE: Tensor, cos_BNE: Tensor, signed_sin_BNE: Tensor) -> Tensor:
+    """Turn pairs of components by the angle of their position: transformers' rotary embedding to the last bit.
+
+    Its own form cuts out halves and joins them, which a compiler turns into a test for each element; to swap the halves
+    of a two-row array is plain index arithmetic.
+    """
+    pairs = part_BNHE.unflatten(-1, (2, -1))
+    cos, sin = (part[:, :, None].unflatten(-1, (2, -1)) for part in (cos_BNE, signed_sin_BNE))
+    return (pairs * cos + pairs.flip(-2) * sin).flatten(-2)
+
+
+def _signed(sin_BNE: Tensor) -> Tensor:
+    """Give the first half of the sines the minus that the first component of a pair turns with."""
+    half = sin_BNE.shape[-1] // 2
+    return torch.cat([-sin_BNE[..., :half], sin_BNE[..., half:]], dim=-1)
+
+
+def leave(layer: Any, mixed_MD: Tensor, states_MD: Tensor) -> Tensor:
+    """Finish a layer from what its attention gave.
+
+    Args:
+        layer: A Llama or Qwen3 decoder layer.
+        mixed_MD: Attention's output of each state, heads side by side.
+        states_MD: The residual stream before the layer.
+
+    Returns:
+        [M, D], the residual stream after it.
+    """
+    states_MD = states_MD + layer.self_attn.o_proj(mixed_MD)
+    return states_MD + layer.mlp(layer.post_attention_layernorm(states_MD))
+
+
+def can_drive(inner: PreTrainedModel) -> bool:
+    """Say whether every layer is of a kind that the pieces know; others run as transformers runs them."""
+    body: Any = inner.model
+    return all(isinstance(layer, (LlamaDecoderLayer, Qwen3DecoderLayer)) for layer in body.layers)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The two pieces, compiled or not.
+
+    Args:
+        enter: `enter`.
+        leave: `leave`.
+    """
+
+    enter: Callable[..., tuple[Tensor, Tensor, Tensor]] = enter
+    leave: Callable[..., Tensor] = leave
+
+    def run(self, inner: Any, inputs_BN: Tensor, positions_BN: Tensor, plan: Any, reads_R: Tensor | None) -> Tensor:
+        """Run the body.
+
+        Args:
+            inner: A transformers model that `can_drive`.
+            inputs_BN: Token ids.
+            positions_BN: Rotary positions, [1 or B, N].
+            plan: The pattern, made ready.
+            reads_R: Flat indices of the states that are read, or None for all.
+
+        Returns:
+            [R, D] final states that are read, [B N, D] if all are.
+        """
+        body = inner.model
+        states_MD = body.embed_tokens(inputs_BN.flatten())
+        cos_BNE, sin_BNE = body.rotary_emb(states_MD, positions_BN)
+        signed_sin_BNE = _signed(sin_BNE)
+        layers = body.layers[: inner.config.num_hidden_layers]
+        for layer in layers:
+            query, key, value = self.enter(layer, states_MD, cos_BNE, signed_sin_BNE)
+            if layer is layers[-1] and reads_R is not None:
+                mixed_MD = _attend(layer.self_attn, query, key, value, plan.of_reads)
+                # Nobody looks at the other states again: their output projection and MLP are left out.
+                states_MD = self.leave(layer, mixed_MD.index_select(0, reads_R), states_MD.index_select(0, reads_R))
+            else:
+                states_MD = self.leave(layer, _attend(layer.self_attn, query, key, value, plan), states_MD)
+        return body.norm(states_MD)
+
+
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, plan: attention.Plan) -> Tensor:
+    dropout = module.attention_dropout if module.training else 0.0
+    return attention.mix(query, key, value, plan, module.scaling, dropout)
+
+
+def compiled() -> Pieces:
+    """Compile both pieces, once for all layers, patterns and lengths."""
+    return Pieces(torch.compile(enter, dynamic=True), torch.compile(leave, dynamic=True))

@@ -1,0 +1,75 @@
+"""torch.compile: what is compiled where, all of it before the first step, and a count of what came later."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+
+from crossover.model.backbone import Backbone
+from crossover.model.layers import compiled
+from crossover.training.step import Stepper
+
+# A graph may serve one side of a bound on its sizes only (such as 4,096 rows), so both ends of a range are run.
+GRAPHS_AT_MOST = 64
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What it took to have every graph that a run will need.
+
+    Args:
+        graphs: Graphs compiled.
+        seconds: Time that it took.
+    """
+
+    graphs: int
+    seconds: float
+
+
+def compile_model(model: Backbone) -> Callable[..., Any]:
+    """Set a model up for compilation: the pieces of a layer on a CPU, the whole model on a GPU.
+
+    On a CPU the matrix products are library calls either way, so the pieces lose nothing, compile several times faster
+    and serve all patterns and lengths. On a GPU a graph per pattern lets attention and everything around it be one.
+
+    Args:
+        model: The backbone; on a CPU, its pieces are replaced.
+
+    Returns:
+        What to call for the forward pass.
+    """
+    torch._dynamo.config.recompile_limit = max(GRAPHS_AT_MOST, torch._dynamo.config.recompile_limit)
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    if model.device.type == "cpu" and model.pieces is not None:
+        model.pieces = compiled()
+        return model
+    return torch.compile(model, dynamic=False)
+
+
+def graphs() -> int:
+    """Count the graphs that this process has compiled."""
+    return int(counters["stats"]["unique_graphs"])
+
+
+def warm_up(stepper: Stepper) -> WarmUp:
+    """Run every objective once at the sizes of its smallest and largest micro-batch, without changing weights.
+
+    Args:
+        stepper: The run's step.
+
+    Returns:
+        What it took.
+    """
+    before, start = graphs(), time.monotonic()
+    largest = min(stepper.micro_batch_slices, stepper.loader.slices_per_step)
+    for kind in stepper.objectives:
+        for count in sorted({1, largest}):
+            stepper.loss(stepper.example(0, kind, tuple(range(count))), 1.0).backward()
+    stepper.model.zero_grad(set_to_none=True)
+    return WarmUp(graphs() - before, time.monotonic() - start)
