@@ -162,6 +162,8 @@ class TrainingRecipe:
         ema_decay: Decay per step of the averaged weights, or null for none.
         precision: "auto" computes in bfloat16 where the machine is fast at it; weights are float32 always.
         compile: "auto" compiles when the run is long enough to repay it.
+        activation_checkpointing: Keep the inputs of each layer alone and compute the rest again in the backward pass:
+            a third more work for a fraction of the memory.
         threads: CPU threads of the process, or null for all cores.
         checkpoint_every_tokens: Null means 20 times over the budget.
         keep_checkpoints: How many of the newest to keep.
@@ -174,6 +176,7 @@ class TrainingRecipe:
     ema_decay: Share | None = None
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    activation_checkpointing: bool = False
     threads: Positive | None = None
     checkpoint_every_tokens: Positive | None = None
     keep_checkpoints: Positive = 2

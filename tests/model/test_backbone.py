@@ -8,6 +8,7 @@ import tiny
 from crossover.model import loss
 from crossover.model.attention import make_plan
 from crossover.model.backbone import build
+from crossover.model.layers import Pieces
 from crossover.objectives.block import Block
 from crossover.objectives.masked import Masked
 from crossover.records import Pattern
@@ -166,6 +167,7 @@ def test_a_forward_waits_for_nothing_on_the_device(family) -> None:
     model.to("meta")(ids, ids[:1], plan, reads, reads, reads.float(), 16.0).backward()
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_for_a_gpu_the_model_is_compiled_into_one_graph() -> None:
     words = tiny.vocabulary(9)
     model = tiny.model(words, 8)
@@ -174,6 +176,13 @@ def test_for_a_gpu_the_model_is_compiled_into_one_graph() -> None:
     reads = torch.arange(4)
     explained = torch._dynamo.explain(model)(ids, positions, plan, reads, reads, torch.ones(4), 16.0)
     assert explained.graph_break_count == 0, explained.break_reasons
+    arguments = (ids, positions, plan, reads, reads, torch.ones(4), 16.0)
+    wanted = model(*arguments)
+    wanted.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    torch.compile(model, backend="aot_eager", dynamic=False)(*arguments).backward()
+    assert all(torch.equal(one, two.grad) for one, two in zip(gradients, model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -194,3 +203,17 @@ def test_the_pieces_are_transformers_own_layers(family) -> None:
         for one, other in zip(*results, strict=True):
             if one is not None or other is not None:
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activation_checkpointing_changes_no_gradient(dropout) -> None:
+    words = tiny.vocabulary(9)
+    ids, positions = some_inputs(words)
+    results = []
+    for checkpointed in (False, True):
+        model = build(tiny.shape("llama", words.size), words, context=8, seed=0, residual_dropout=dropout).train()
+        model.pieces = Pieces(checkpointed=checkpointed)
+        torch.manual_seed(1)
+        model.states(ids, positions, model.plan(CAUSAL, 8)).square().sum().backward()
+        results.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert results[0] and all(torch.equal(one, other) for one, other in zip(*results, strict=True))

@@ -9,11 +9,12 @@ Suffixes: B batch, H heads, N inputs, D width, M states in a row (of any batch),
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
@@ -91,10 +92,12 @@ class Pieces:
     Args:
         enter: `enter`.
         leave: `leave`.
+        checkpointed: Whether the layers keep their inputs alone and compute the rest again in the backward pass.
     """
 
     enter: Callable[..., tuple[Tensor, Tensor, Tensor]] = enter
     leave: Callable[..., Tensor] = leave
+    checkpointed: bool = False
 
     def run(self, inner: Any, inputs_BN: Tensor, positions_BN: Tensor, plan: Any, reads_R: Tensor | None) -> Tensor:
         """Run the body.
@@ -113,16 +116,23 @@ class Pieces:
         states_MD = body.embed_tokens(inputs_BN.flatten())
         cos_BNE, sin_BNE = body.rotary_emb(states_MD, positions_BN)
         signed_sin_BNE = _signed(sin_BNE)
-        layers = body.layers[: inner.config.num_hidden_layers]
-        for layer in layers:
-            query, key, value = self.enter(layer, states_MD, cos_BNE, signed_sin_BNE)
-            if layer is layers[-1] and reads_R is not None:
-                mixed_MD = _attend(layer.self_attn, query, key, value, plan.of_reads)
-                # Nobody looks at the other states again: their output projection and MLP are left out.
-                states_MD = self.leave(layer, mixed_MD.index_select(0, reads_R), states_MD.index_select(0, reads_R))
+
+        def through(layer: Any, stream_MD: Tensor) -> Tensor:
+            query, key, value = self.enter(layer, stream_MD, cos_BNE, signed_sin_BNE)
+            return self.leave(layer, _attend(layer.self_attn, query, key, value, plan), stream_MD)
+
+        *others, last = body.layers[: inner.config.num_hidden_layers]
+        for layer in others:
+            if self.checkpointed and torch.is_grad_enabled():
+                states_MD = checkpoint(through, layer, states_MD, use_reentrant=False)
             else:
-                states_MD = self.leave(layer, _attend(layer.self_attn, query, key, value, plan), states_MD)
-        return body.norm(states_MD)
+                states_MD = through(layer, states_MD)
+        if reads_R is None:
+            return body.norm(through(last, states_MD))
+        query, key, value = self.enter(last, states_MD, cos_BNE, signed_sin_BNE)
+        mixed_MD = _attend(last.self_attn, query, key, value, plan.of_reads)
+        # Nobody looks at the other states again: their output projection and MLP are left out.
+        return body.norm(self.leave(last, mixed_MD.index_select(0, reads_R), states_MD.index_select(0, reads_R)))
 
 
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, plan: attention.Plan) -> Tensor:
@@ -130,6 +140,6 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, plan: attent
     return attention.mix(query, key, value, plan, module.scaling, dropout)
 
 
-def compiled() -> Pieces:
+def compiled(pieces: Pieces) -> Pieces:
     """Compile both pieces, once for all layers, patterns and lengths."""
-    return Pieces(torch.compile(enter, dynamic=True), torch.compile(leave, dynamic=True))
+    return replace(pieces, enter=torch.compile(enter, dynamic=True), leave=torch.compile(leave, dynamic=True))

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits of a chunk stay near this size: small enough for a cache or for fresh memory to cost little, large enough that
-# adding up the head's gradient chunk by chunk costs little beside the products.
-CHUNK_LOGITS = 2**22
+# Logits of a chunk stay near this size: on a CPU small enough that fresh memory costs little, on a GPU large enough to
+# fill it; everywhere so large that adding up the head's gradient chunk by chunk costs little beside the products.
+CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**22, 2**27
 FEWEST_STATES = 256
 
 
@@ -56,15 +56,16 @@ def weighted_nll(
     Returns:
         Scalar, nats per data token; the parts of a step's micro-batches add up to the step's loss.
     """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled():
         loss: Any = ChunkedLoss.apply(states_RD, head_PD, targets_R, weights_R / data_tokens)
         return loss
     return (nll_R(states_RD, head_PD, targets_R) * weights_R).sum() / data_tokens
 
 
 def _chunks(states_RD: Tensor, head_PD: Tensor) -> Iterator[slice]:
-    width = max(FEWEST_STATES, CHUNK_LOGITS // len(head_PD))
-    for start in range(0, len(states_RD), width):
+    logits = CHUNK_LOGITS if states_RD.device.type == "cpu" else CHUNK_LOGITS_GPU
+    width = max(FEWEST_STATES, logits // head_PD.shape[0])
+    for start in range(0, states_RD.shape[0], width):
         yield slice(start, start + width)
 
 

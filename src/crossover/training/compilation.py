@@ -47,7 +47,7 @@ def compile_model(model: Backbone) -> Callable[..., Any]:
     torch._dynamo.config.recompile_limit = max(GRAPHS_AT_MOST, torch._dynamo.config.recompile_limit)
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     if model.device.type == "cpu" and model.pieces is not None:
-        model.pieces = compiled()
+        model.pieces = compiled(model.pieces)
         return model
     return torch.compile(model, dynamic=False)
 
