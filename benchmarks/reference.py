@@ -44,7 +44,6 @@ class PlainLoop:
             tie_word_embeddings=shape.tied,
             bos_token_id=None,
             eos_token_id=None,
-            attn_implementation="sdpa",
         )
         self.model = LlamaForCausalLM(config).train()
         self.forward = torch.compile(self.model, dynamic=False) if self.compiled else self.model

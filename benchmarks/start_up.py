@@ -8,10 +8,9 @@ it stands on. The second table holds runs of `crossover train` in fresh folders,
 with it; compiled with an empty compile cache; and compiled with the cache that this left. A run is stopped when its
 first step is recorded. It is one start unless --runs says more.
 
-The program does not say when its first step ended, so that is put together: `manifest.json` is written just before the
-run's clock starts, and (its time of change) - (start of the program) + (`seconds` in the first row of `steps.jsonl`) is
-the time from the command to the end of the first step. "row seen" trusts nothing and is an upper end: when that row
-could be read from outside. Peak memory is the largest of the program's and of those that it waited for.
+The program does not say when its first step ended, so a run's time is an upper end, taken from outside: from the
+command to when the first row of `steps.jsonl` could be read. What is compiled is compiled before that step. Peak memory
+is the largest of the program's and of those that it waited for.
 """
 
 from __future__ import annotations
@@ -63,14 +62,10 @@ class Start:
     Args:
         seconds: From its start to the end of what was waited for.
         mebibytes: Its highest resident memory.
-        seen_seconds: From its start to when its first step could be read; 0 for programs that train nothing.
-        run_seconds: Part of `seconds` in which the run's own clock went.
     """
 
     seconds: float
     mebibytes: float
-    seen_seconds: float = 0.0
-    run_seconds: float = 0.0
 
 
 def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -111,22 +106,20 @@ def start_run(recipe: str, compiled: bool, cache: Path, folder: Path, threads: i
     command = [*CROSSOVER, "train", recipe, f"training.compile={'on' if compiled else 'off'}"]
     command += [f"training.threads={threads}", "--run-dir", str(run)]
     places = {"CROSSOVER_CACHE": str(cache / "text"), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
-    # Wall-clock time, for it is compared with a file's time of change.
-    begin = time.time()
+    begin = time.perf_counter()
     process = spawn(command, log, places)
     row = None
-    while row is None and process.poll() is None and time.time() - begin < LONGEST_SECONDS:
+    while row is None and process.poll() is None and time.perf_counter() - begin < LONGEST_SECONDS:
         time.sleep(0.02)
         row = first_row(run / "steps.jsonl")
-    seen = time.time() - begin
+    seen = time.perf_counter() - begin
     if row is None:
         process.kill()
         raise SystemExit(f"{recipe}: no step was recorded in {seen:.0f} s:\n{log.read_text()[-2000:]}")
-    written = (run / "manifest.json").stat().st_mtime - begin
     process.send_signal(signal.SIGTERM)
     # A tiny run may have ended by itself in the meantime.
     memory = wait(process, log, (0, 130))
-    return Start(written + float(row["seconds"]), memory, seen, float(row["seconds"]))
+    return Start(seen, memory)
 
 
 def measure_programs(repeats: int, table: Table) -> None:
@@ -161,13 +154,10 @@ def measure_runs(options: argparse.Namespace, table: Table) -> None:
                     start = start_run(options.recipe, compiled, Path(cache), Path(folder), options.threads)
                     taken[name].append(start)
     for name, starts in taken.items():
-        spent, run, seen = (
-            statistics.median(getattr(start, kind) for start in starts)
-            for kind in ("seconds", "run_seconds", "seen_seconds")
-        )
+        spent = statistics.median(start.seconds for start in starts)
         ratio = statistics.median(a.seconds / b.seconds for a, b in zip(starts, taken["eager"], strict=True))
         memory = max(start.mebibytes for start in starts)
-        table.add(name, spent, TARGETS.get(name), verdict(name, spent), run, seen, ratio, memory)
+        table.add(name, spent, TARGETS.get(name), verdict(name, spent), ratio, memory)
 
 
 def main() -> None:
@@ -182,7 +172,7 @@ def main() -> None:
     columns = {"seconds": ".3f", "target": ".1f", "met": ""}
     programs = Table({"program": "", **columns, "x bare": ".1f", "peak MiB": ",.0f"})
     measure_programs(options.repeats, programs)
-    columns.update({"in the run": ".1f", "row seen": ".1f", "x eager": ".2f", "peak MiB": ",.0f"})
+    columns.update({"x eager": ".2f", "peak MiB": ",.0f"})
     runs = Table({"to the end of step 1": "", **columns})
     if not options.skip_runs:
         print()

@@ -5,7 +5,8 @@ usage: python benchmarks/step.py [--threads 1] [--repeats 7] [--sizes 5m,25m] [-
 Prints, for each objective, milliseconds, tokens/s, the share of the rate that a matrix product reaches in the same
 process, peak memory, and two ratios to the autoregressive step: of the time, and of the analytic FLOPs. Then, for each
 contender of benchmarks/reference.py that was asked for, how many times the tokens/s this is of the contender's
-(above 1: this is faster). All of them take turns, step by step, in one process, so allocator settings serve them all.
+(above 1: this is faster). All of them take turns, step by step, in one process, so the library's setting that freed
+memory is kept for the next step serves them all; with --usual-memory contenders run under the C library's own settings.
 
 contenders: plain (transformers' model, autoregressive only), compiled (the same through torch.compile), autocast
 (compiled, in bfloat16), field (eager, dense mask, head on all states, full log-softmax; masked and block only).
@@ -14,6 +15,8 @@ contenders: plain (transformers' model, autoregressive only), compiled (the same
 from __future__ import annotations
 
 import argparse
+import ctypes
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -28,6 +31,7 @@ from crossover.model.shapes import Shape, shape_of, training_flops
 from crossover.recipe import ModelRecipe
 from crossover.records import Vocabulary
 from crossover.registry import component_of
+from crossover.training import machine
 from crossover.training.compilation import compile_model
 from crossover.training.machine import compiler, keep_memory
 from crossover.training.step import Stepper
@@ -109,6 +113,19 @@ def contenders(bench: Bench, names: list[str]) -> dict[str, PlainLoop]:
     return {name: makers[name]() for name in names}
 
 
+def with_usual_memory(call: Callable[[], object]) -> Callable[[], object]:
+    """Run a call under the thresholds that glibc arrives at by itself in a process that frees large blocks."""
+    tune = ctypes.CDLL(None).mallopt
+
+    def wrapped() -> None:
+        tune(machine.M_TRIM_THRESHOLD, 2 * machine.LARGEST_MMAP_THRESHOLD)
+        tune(machine.M_TOP_PAD, 0)
+        call()
+        machine.keep_memory()
+
+    return wrapped
+
+
 def same_loss(bench: Bench, other: FieldStyle, name: str) -> float:
     """Say how far the library's loss and the field's are apart with the same weights on the same example."""
     other.model.load_state_dict(bench.stepper.model.inner.state_dict())
@@ -129,7 +146,8 @@ def measure(bench: Bench, objectives: list[str], against: list[str], options: ar
         example = bench.stepper.example(0, name, (0,))
         for rival, loop in rivals.items():
             if (rival == "field") == (name != "autoregressive"):
-                calls[f"{name} {rival}"] = lambda loop=loop, example=example: loop.step(example)
+                call = functools.partial(loop.step, example)
+                calls[f"{name} {rival}"] = with_usual_memory(call) if options.usual_memory else call
         if "field" in rivals and name != "autoregressive":
             apart = same_loss(bench, rivals["field"], name)  # type: ignore[arg-type]
             print(f"{bench.size} {name}: the loss and the field's differ by {apart:.1e} (float32, same weights)")
@@ -158,6 +176,7 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, help="text pieces of the vocabulary instead of the size's own")
     parser.add_argument("--against", default="plain,compiled,field", help="contenders, see above")
     parser.add_argument("--eager", action="store_true", help="compile nothing of the library's (contenders as named)")
+    parser.add_argument("--usual-memory", action="store_true", help="contenders under the C library's own settings")
     options = parser.parse_args()
     precision = begin(options)
     compiled = not options.eager and compiler() is not None

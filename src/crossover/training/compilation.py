@@ -24,12 +24,14 @@ class WarmUp:
     """What it took to have every graph that a run will need.
 
     Args:
-        graphs: Graphs compiled.
+        graphs: Graphs compiled for it.
         seconds: Time that it took.
+        total: Graphs that the process had compiled by its end.
     """
 
     graphs: int
     seconds: float
+    total: int
 
 
 def compile_model(model: Backbone) -> Callable[..., Any]:
@@ -58,7 +60,7 @@ def graphs() -> int:
 
 
 def warm_up(stepper: Stepper) -> WarmUp:
-    """Run every objective once at the sizes of its smallest and largest micro-batch, without changing weights.
+    """Run every objective once at every size of micro-batch that needs a graph of its own, without changing weights.
 
     Args:
         stepper: The run's step.
@@ -68,8 +70,10 @@ def warm_up(stepper: Stepper) -> WarmUp:
     """
     before, start = graphs(), time.monotonic()
     largest = min(stepper.micro_batch_slices, stepper.loader.slices_per_step)
+    # Pieces have dynamic sizes, the whole model has static ones.
+    counts = sorted({1, largest}) if stepper.forward is stepper.model else range(1, largest + 1)
     for kind in stepper.objectives:
-        for count in sorted({1, largest}):
+        for count in counts:
             stepper.loss(stepper.example(0, kind, tuple(range(count))), 1.0).backward()
     stepper.model.zero_grad(set_to_none=True)
-    return WarmUp(graphs() - before, time.monotonic() - start)
+    return WarmUp(graphs() - before, time.monotonic() - start, graphs())

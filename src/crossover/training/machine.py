@@ -105,7 +105,7 @@ def keep_memory() -> bool:
     """Have the C library keep freed memory for the next step instead of giving it back to the system.
 
     A step frees what it allocated, and fresh memory is paid for page by page: without this, a small model's step takes
-    some tens of thousands of page faults (measured by benchmarks/step.py).
+    some tens of thousands of page faults (`python benchmarks/step.py --usual-memory` shows what that costs).
 
     Returns:
         Whether the C library took the settings; only glibc has them.

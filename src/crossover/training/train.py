@@ -99,7 +99,7 @@ def train(
 
 def _warm_up(workshop: Workshop, notify: Callable[[str], None]) -> WarmUp:
     if not workshop.choices.compile:
-        return WarmUp(0, 0.0)
+        return WarmUp(0, 0.0, graphs())
     warm = warm_up(workshop.stepper)
     notify(f"compiled {warm.graphs} graphs for all objectives in {warm.seconds:.1f} s")
     return warm
@@ -321,7 +321,11 @@ def _ledger(run: Run) -> dict[str, Any]:
         "flops_by_objective": dict(state.flops_by_objective),
         "evaluation_flops": state.evaluation_flops,
         "evaluation_seconds": round(state.evaluation_seconds, 3),
-        "graphs": {"before_first_step": run.warm.graphs, "later": graphs() - run.warm.graphs},
+        "graphs": {
+            "before_first_step": run.warm.total,
+            "seconds": round(run.warm.seconds, 3),
+            "later": graphs() - run.warm.total,
+        },
         "skipped_steps": state.skipped,
         "rollbacks": state.rollbacks,
         "seconds": state.seconds,
