@@ -9,7 +9,8 @@ contender of benchmarks/reference.py that was asked for, how many times the toke
 memory is kept for the next step serves them all; with --usual-memory contenders run under the C library's own settings.
 
 contenders: plain (transformers' model, autoregressive only), compiled (the same through torch.compile), autocast
-(compiled, in bfloat16), field (eager, dense mask, head on all states, full log-softmax; masked and block only).
+(compiled, in bfloat16), field (eager, dense mask, head on all states, full log-softmax; masked and block only),
+field32 (the same in float32, whatever the library computes in).
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def contenders(bench: Bench, names: list[str]) -> dict[str, PlainLoop]:
         "compiled": lambda: PlainLoop(shape, precision, compiled=True),
         "autocast": lambda: PlainLoop(shape, "bfloat16", compiled=True),
         "field": lambda: FieldStyle(shape, precision, predictable=bench.words.predictable),
+        "field32": lambda: FieldStyle(shape, "float32", predictable=bench.words.predictable),
     }
     return {name: makers[name]() for name in names}
 
@@ -145,7 +147,7 @@ def measure(bench: Bench, objectives: list[str], against: list[str], options: ar
         calls[name] = lambda name=name: bench.step(name)
         example = bench.stepper.example(0, name, (0,))
         for rival, loop in rivals.items():
-            if (rival == "field") == (name != "autoregressive"):
+            if rival.startswith("field") == (name != "autoregressive"):
                 call = functools.partial(loop.step, example)
                 calls[f"{name} {rival}"] = with_usual_memory(call) if options.usual_memory else call
         if "field" in rivals and name != "autoregressive":
