@@ -16,17 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from step import make_stepper
 from table import Table, Turns, add_options, begin, finish, synthetic_vocabulary, take_turns
 
 from crossover.data.loader import Loader
-from crossover.model.backbone import build
 from crossover.model.shapes import shape_of, training_flops
 from crossover.objectives.mixing import join
 from crossover.recipe import ModelRecipe
 from crossover.records import Example, Vocabulary
 from crossover.registry import component_of
 from crossover.streams import stream
-from crossover.training.step import Stepper
 
 CONTEXT, WINDOWS, PIECES = 256, 8, 4096
 STEP_TOKENS = CONTEXT * WINDOWS
@@ -45,23 +44,6 @@ Call = Callable[[], object]
 def make_loader(tokens_U: np.ndarray, slices: int) -> Loader:
     """Build a loader whose steps have so many slices."""
     return Loader(tokens_U, context=CONTEXT, batch_tokens=STEP_TOKENS, slice_tokens=STEP_TOKENS // slices, seed=0)
-
-
-def make_stepper(size: str, words: Vocabulary, loader: Loader, precision: str) -> Stepper:
-    """Build the library's own eager step, as a run would."""
-    model = build(shape_of(ModelRecipe(preset=size), words.size), words, context=CONTEXT, seed=0).train()
-    return Stepper(
-        model=model,
-        forward=model,
-        objectives={name: component_of("objective", name) for name in STEPS},
-        loader=loader,
-        vocabulary=words,
-        optimizers=tuple(component_of("optimizer", "adamw").build(model.inner.named_parameters())),
-        seed=0,
-        micro_batch_slices=1,
-        clip_norm=1.0,
-        precision=precision,
-    )
 
 
 def counting(call: Callable[[int], object]) -> Call:
@@ -145,7 +127,8 @@ def main() -> None:
     calls = make_calls(tokens_U, words)
     steps: dict[str, Call] = {}
     for size in sizes:
-        stepper = make_stepper(size, words, make_loader(tokens_U, 1), precision)
+        shape = shape_of(ModelRecipe(preset=size), words.size)
+        stepper = make_stepper(shape, words, make_loader(tokens_U, 1), STEPS, precision, compiled=False)
         for name in STEPS:
             # Reading the loss waits for the step.
             steps[f"{size} {name}"] = counting(

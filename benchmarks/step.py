@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,8 +69,39 @@ class Bench:
         return loader.windows_per_slice * training_flops(self.shape, work, head_rows=self.words.predictable)
 
 
-def make_bench(size: str, objectives: list[str], precision: str, *, compiled: bool, pieces: int | None = None) -> Bench:
+def make_stepper(
+    shape: Shape, words: Vocabulary, loader: Loader, objectives: Iterable[str], precision: str, *, compiled: bool
+) -> Stepper:
     """Build the library's own step, as a run would.
+
+    Args:
+        shape: The model's shape.
+        words: Its vocabulary.
+        loader: Its text.
+        objectives: Names of the objectives.
+        precision: "float32" or "bfloat16".
+        compiled: Whether the pieces of the layers are compiled.
+
+    Returns:
+        The step.
+    """
+    model = build(shape, words, context=loader.context, seed=0).train()
+    return Stepper(
+        model=model,
+        forward=compile_model(model) if compiled else model,
+        objectives={name: component_of("objective", name) for name in objectives},
+        loader=loader,
+        vocabulary=words,
+        optimizers=tuple(component_of("optimizer", "adamw").build(model.inner.named_parameters())),
+        seed=0,
+        micro_batch_slices=1,
+        clip_norm=1.0,
+        precision=precision,
+    )
+
+
+def make_bench(size: str, objectives: list[str], precision: str, *, compiled: bool, pieces: int | None = None) -> Bench:
+    """Make one size ready to be timed.
 
     Args:
         size: Preset.
@@ -86,19 +117,8 @@ def make_bench(size: str, objectives: list[str], precision: str, *, compiled: bo
     words = synthetic_vocabulary(pieces or usual)
     shape = shape_of(ModelRecipe(preset=size), words.size)
     text = np.random.default_rng(0).integers(0, words.predictable - 16, 200_000)
-    model = build(shape, words, context=context, seed=0).train()
-    stepper = Stepper(
-        model=model,
-        forward=compile_model(model) if compiled else model,
-        objectives={name: component_of("objective", name) for name in objectives},
-        loader=Loader(text, context=context, batch_tokens=rows * context, slice_tokens=rows * context, seed=0),
-        vocabulary=words,
-        optimizers=tuple(component_of("optimizer", "adamw").build(model.inner.named_parameters())),
-        seed=0,
-        micro_batch_slices=1,
-        clip_norm=1.0,
-        precision=precision,
-    )
+    loader = Loader(text, context=context, batch_tokens=rows * context, slice_tokens=rows * context, seed=0)
+    stepper = make_stepper(shape, words, loader, objectives, precision, compiled=compiled)
     return Bench(size, shape, words, stepper)
 
 

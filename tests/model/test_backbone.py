@@ -98,8 +98,16 @@ def test_the_chunked_head_is_the_plain_head(monkeypatch, precision, chunk) -> No
         assert float((one - other).norm() / other.norm()) < bound
 
 
+def test_a_loss_whose_graph_is_kept_has_the_same_gradient_again() -> None:
+    states, head = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    value = loss.weighted_nll(states, head, torch.tensor([0, 4, 2]), torch.ones(3), 1.0)
+    first = torch.autograd.grad(2 * value, (states, head), retain_graph=True)
+    again = torch.autograd.grad(2 * value, (states, head))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
 def test_a_loss_that_is_not_finite_says_so() -> None:
-    states, head = torch.full((2, 4), float("inf")), torch.ones(5, 4)
+    head = torch.ones(5, 4)
     for value in (float("inf"), float("nan")):
         states = torch.full((2, 4), value, requires_grad=True)
         found = loss.weighted_nll(states, head.requires_grad_(), torch.zeros(2, dtype=torch.long), torch.ones(2), 1.0)
@@ -206,14 +214,23 @@ def test_the_pieces_are_transformers_own_layers(family) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_activation_checkpointing_changes_no_gradient(dropout) -> None:
+def test_activation_checkpointing_keeps_less_and_changes_no_gradient(dropout) -> None:
     words = tiny.vocabulary(9)
     ids, positions = some_inputs(words)
-    results = []
+    results, kept_bytes = [], []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept_bytes[-1] += tensor.numel() * tensor.element_size()
+        return tensor
+
     for checkpointed in (False, True):
         model = build(tiny.shape("llama", words.size), words, context=8, seed=0, residual_dropout=dropout).train()
         model.pieces = Pieces(checkpointed=checkpointed)
         torch.manual_seed(1)
-        model.states(ids, positions, model.plan(CAUSAL, 8)).square().sum().backward()
+        kept_bytes.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            states = model.states(ids, positions, model.plan(CAUSAL, 8))
+        states.square().sum().backward()
         results.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     assert results[0] and all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert kept_bytes[1] < 0.8 * kept_bytes[0], "of two layers, the first keeps its input only"

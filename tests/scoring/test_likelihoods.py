@@ -11,7 +11,8 @@ import tiny
 from crossover.errors import RecipeError, RunError
 from crossover.records import Pattern, ScoreCard
 from crossover.scoring import procedures
-from crossover.scoring.likelihood import make_card, modes_of, ratio, score
+from crossover.scoring.cost import modes_of
+from crossover.scoring.likelihood import make_card, ratio, score
 from crossover.scoring.procedures import Bound, ChainRule, LeftToRight, procedure_of
 from crossover.scoring.windows import ScoringWindows
 

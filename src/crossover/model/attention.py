@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from crossover.model.tiles import Tile, TiledAttention, tiles_of
+from crossover.model.tiles import Tile, TiledAttention, additive, tiles_of
 from crossover.records import Pattern
 
 NAME = "crossover"
@@ -134,7 +134,7 @@ def make_plan(pattern: Pattern, inputs: int, device: torch.device, dtype: torch.
     with torch.inference_mode(False), torch.no_grad():
         if back_end == "tiled":
             return Plan(pattern, back_end, tiles_of(pattern, inputs, lambda q, k: visible(pattern, q, k)[None], dtype))
-        return Plan(pattern, back_end, bias=_bias(mask_NN(pattern, inputs, device)[None, None], dtype))
+        return Plan(pattern, back_end, bias=additive(mask_NN(pattern, inputs, device)[None, None], dtype))
 
 
 def make_document_plan(pattern: Pattern, documents_BN: Tensor, dtype: torch.dtype, back_end: str) -> Plan:
@@ -160,11 +160,7 @@ def make_document_plan(pattern: Pattern, documents_BN: Tensor, dtype: torch.dtyp
     if back_end == "tiled":
         return Plan(pattern, back_end, tiles_of(pattern, documents_BN.shape[1], allow, dtype))
     index = torch.arange(documents_BN.shape[1], device=documents_BN.device)
-    return Plan(pattern, back_end, bias=_bias(allow(index[:, None], index[None, :])[:, None], dtype))
-
-
-def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+    return Plan(pattern, back_end, bias=additive(allow(index[:, None], index[None, :])[:, None], dtype))
 
 
 def _flex_mask(pattern: Pattern, inputs: int, device: torch.device, documents_BN: Tensor | None = None) -> Any:

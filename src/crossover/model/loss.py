@@ -110,7 +110,8 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients that the forward pass left."""
         to_states, to_head = ctx.saved_tensors
-        return to_states.mul_(gradients[0]), to_head.mul_(gradients[0]), None, None
+        # Not in place: a graph that is kept may be gone through again.
+        return to_states * gradients[0], to_head * gradients[0], None, None
 
 
 def _compute_type(states_RD: Tensor) -> torch.dtype:

@@ -150,13 +150,10 @@ def forward_flops(shape: Shape, work: Workload, *, head_rows: int | None = None)
         FLOPs.
     """
     attended = work.entries * work.reads / work.inputs if work.read_entries is None else work.read_entries
-    each, key_value, entry = (
-        layer_matrix_parameters(shape),
-        _key_value_parameters(shape),
-        shape.heads * shape.head_width,
-    )
-    layers = (shape.depth - 1) * (2 * each * work.inputs + 4 * entry * work.entries)
-    last = 2 * key_value * work.inputs + 2 * (each - key_value) * work.reads + 4 * entry * attended
+    each, key_value = layer_matrix_parameters(shape), _key_value_parameters(shape)
+    attention = 4 * shape.heads * shape.head_width
+    layers = (shape.depth - 1) * (2 * each * work.inputs + attention * work.entries)
+    last = 2 * key_value * work.inputs + 2 * (each - key_value) * work.reads + attention * attended
     head = 2 * shape.width * (shape.vocabulary if head_rows is None else head_rows) * work.reads
     return layers + last + head
 

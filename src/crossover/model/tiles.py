@@ -57,16 +57,16 @@ def tiles_of(
     for start, stop, keys in _ranges(pattern, inputs):
         query = torch.arange(start, stop)[:, None]
         key = torch.cat([torch.arange(*part) for part in keys])[None, :]
-        tiles.append(Tile(start, stop, keys, _bias(allow(query, key), dtype)))
+        allowed = allow(query, key)
+        hidden = (~allowed).flatten(0, 1).any(0).nonzero()
+        bias = additive(allowed[..., int(hidden[0]) :], dtype) if len(hidden) else None
+        tiles.append(Tile(start, stop, keys, bias))
     return tuple(tiles)
 
 
-def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor | None:
-    hidden = (~allowed).flatten(0, 1).any(0).nonzero()
-    if not len(hidden):
-        return None
-    allowed = allowed[..., int(hidden[0]) :]
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Write a mask as what is added to scores: 0 where a query may look, minus infinity elsewhere."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
 def _ranges(pattern: Pattern, inputs: int) -> Iterator[tuple[int, int, Ranges]]:
@@ -117,7 +117,8 @@ class TiledAttention(torch.autograd.Function):
         ctx.batch, ctx.tiles, ctx.scale = len(query), tiles, scale
         query_GND, key_GND, value_GND = (part.flatten(0, 1).contiguous() for part in (query, key, value))
         entries = sum((tile.stop - tile.start) * sum(stop - start for start, stop in tile.keys) for tile in tiles)
-        keep = entries * len(query_GND) * query.element_size() <= KEEP_BYTES
+        # Scoring has no backward pass to keep anything for.
+        keep = any(ctx.needs_input_grad) and entries * len(query_GND) * query.element_size() <= KEEP_BYTES
         out_BNHD = query.new_empty(tuple(query.shape[i] for i in (0, 2, 1, 3)))
         out_BHND = out_BNHD.transpose(1, 2)
         shares: list[Tensor] = []
@@ -127,7 +128,7 @@ class TiledAttention(torch.autograd.Function):
             for tile in tiles:
                 out_BHND[:, :, covered : tile.start] = 0
                 covered = tile.stop
-                share_GQK = _probabilities(query_GND, key_GND, tile, scale, ctx.batch)
+                share_GQK = _probabilities(query_GND, key_GND, tile, scale)
                 shares += [share_GQK] if keep else []
                 if dropout > 0:
                     drops.append(torch.empty_like(share_GQK).bernoulli_(1 - dropout).div_(1 - dropout))
@@ -136,7 +137,7 @@ class TiledAttention(torch.autograd.Function):
                 out_BHND[:, :, tile.start : tile.stop] = mixed_GQD.unflatten(0, query.shape[:2])
         out_BHND[:, :, covered:] = 0
         ctx.save_for_backward(query_GND, key_GND, value_GND, *shares, *drops)
-        ctx.kept, ctx.dropped = len(shares), len(drops)
+        ctx.kept = len(shares)
         return out_BNHD.flatten(2).flatten(0, 1)
 
     @staticmethod
@@ -149,7 +150,7 @@ class TiledAttention(torch.autograd.Function):
         to_query, to_key, to_value = (torch.zeros_like(part) for part in (query_GND, key_GND, value_GND))
         with torch.autocast("cpu", enabled=False):
             for number, tile in enumerate(ctx.tiles):
-                share_GQK = shares[number] if shares else _probabilities(query_GND, key_GND, tile, ctx.scale, ctx.batch)
+                share_GQK = shares[number] if shares else _probabilities(query_GND, key_GND, tile, ctx.scale)
                 pull_GQD = pull_GND[:, tile.start : tile.stop]
                 _add(to_value, tile, share_GQK * drops[number] if drops else share_GQK, pull_GQD)
                 to_share = torch.bmm(pull_GQD, _keys(value_GND, tile).transpose(1, 2))
@@ -167,12 +168,12 @@ def _keys(part_GND: Tensor, tile: Tile) -> Tensor:
     return ranges[0] if len(ranges) == 1 else torch.cat(ranges, dim=1)
 
 
-def _probabilities(query_GND: Tensor, key_GND: Tensor, tile: Tile, scale: float, batch: int) -> Tensor:
+def _probabilities(query_GND: Tensor, key_GND: Tensor, tile: Tile, scale: float) -> Tensor:
     query_GQD, key_GKD = query_GND[:, tile.start : tile.stop] * scale, _keys(key_GND, tile)
     scores_GQK = torch.bmm(query_GQD, key_GKD.transpose(1, 2))
     if tile.bias is not None:
-        shared = scores_GQK.unflatten(0, (len(tile.bias), -1) if len(tile.bias) == batch else (1, -1))
-        shared[..., -tile.bias.shape[-1] :] += tile.bias[:, None]
+        # One bias for all sequences, or one each.
+        scores_GQK.unflatten(0, (len(tile.bias), -1))[..., -tile.bias.shape[-1] :] += tile.bias[:, None]
     # In place, since fresh memory costs more than the softmax of a tile.
     return torch.softmax(scores_GQK, dim=-1, out=scores_GQK)
 

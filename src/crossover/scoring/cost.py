@@ -20,8 +20,8 @@ from crossover.registry import component_of
 from crossover.scoring.procedures import Ints, procedure_of
 from crossover.scoring.windows import held_out
 
-# Largest part of a run's FLOPs, training and evaluations together, that the evaluations may take. Scoring reaches up to
-# a fifth less FLOPs per second than training where models and windows are small, so this keeps its time below a tenth.
+# Largest part of a run's FLOPs, training and evaluations together, that the evaluations may take. Scoring reaches fewer
+# FLOPs per second than training where models and windows are small; being below a tenth keeps their time within one.
 EVALUATION_SHARE = 0.09
 
 

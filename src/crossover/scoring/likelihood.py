@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from crossover.errors import RunError
 from crossover.model.backbone import Backbone
 from crossover.records import ScoreCard
-from crossover.scoring.cost import modes_of as modes_of
 from crossover.scoring.procedures import Procedure, Rows
 from crossover.scoring.windows import ScoringWindows
 

@@ -24,8 +24,8 @@ from crossover.scoring.windows import ScoringWindows
 from crossover.streams import stream
 
 Ints = NDArray[np.int64]
-# Rows are grouped so that a forward pass has about this many inputs: more of them leave a CPU's caches, which costs a
-# run with one thread 4% on average and 18% at most. A row's score does not depend on its group.
+# Rows are grouped so that a forward pass has about this many inputs: more of them leave a CPU's caches, which
+# `python benchmarks/scoring.py` shows. A row's score does not depend on its group.
 INPUTS_PER_PASS = 4096
 
 

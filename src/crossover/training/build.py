@@ -14,11 +14,10 @@ from crossover.data.shards import PreparedText
 from crossover.errors import RecipeError
 from crossover.model.attention import choose_back_end
 from crossover.model.backbone import Backbone, build
-from crossover.model.layers import Pieces
 from crossover.model.shapes import Shape, parameters, shape_of, training_flops
 from crossover.recipe import Recipe
 from crossover.registry import component_of
-from crossover.scoring.likelihood import modes_of
+from crossover.scoring.cost import modes_of
 from crossover.streams import stream
 from crossover.training import machine
 from crossover.training.compilation import compile_model
@@ -94,7 +93,9 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
         attention_dropout=recipe.model.attention_dropout,
     ).to(choices.device)
     if recipe.training.activation_checkpointing:
-        model.pieces = replace(model.pieces or Pieces(), checkpointed=True)
+        if model.pieces is None:
+            raise RecipeError(f"training.activation_checkpointing: has no effect on model.family {shape.family}")
+        model.pieces = replace(model.pieces, checkpointed=True)
     stepper = _stepper(recipe, text, model, objectives, choices)
     budget = Budget(**recorded["budget"]) if recorded else _budget(recipe, stepper, prices)
     _refuse_unreachable(recipe, budget, min(prices.values()), len(stepper.loader.tokens_U))
