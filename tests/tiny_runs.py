@@ -144,6 +144,7 @@ class Notes:
         self.steps: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
         self.decisions: list[dict[str, Any]] = []
+        self.signals: list[dict[str, Any]] = []
         self.ledgers: list[dict[str, Any]] = []
         self.cards: dict[str, dict[str, Any]] = {}
 
@@ -159,6 +160,9 @@ class Notes:
     def decision(self, row: Mapping[str, Any]) -> None:
         self.decisions.append(dict(row))
 
+    def signal(self, row: Mapping[str, Any]) -> None:
+        self.signals.append(dict(row))
+
     def ledger(self, row: Mapping[str, Any]) -> None:
         self.ledgers.append(dict(row))
 
@@ -172,5 +176,5 @@ class Notes:
         self.cards[name] = dict(mapping)
 
     def cut_back(self, step: int) -> None:
-        for stream in (self.steps, self.evaluations, self.decisions):
+        for stream in (self.steps, self.evaluations, self.signals, self.decisions):
             stream[:] = [row for row in stream if row["step"] <= step]

@@ -244,6 +244,39 @@ def study_command(
         raise typer.Exit(result.exit_code)
 
 
+@app.command("replay")
+def replay_command(
+    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Another controller: controller=... or controller.key=...", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON rows: the outcome, then each decision.")] = False,
+    trust: Trust = False,
+) -> None:
+    """Fold a run's recorded signals again: the same controller must decide the same; another one is followed."""
+    from crossover.evidence.replay import json_rows_of, lines_of, replay
+
+    found = replay(run, overrides or [], trust=trust)
+    for line in json_rows_of(found) if as_json else lines_of(found):
+        _say(line)
+    if found.difference:
+        raise typer.Exit(1)
+
+
+@app.command("calibrate")
+def calibrate_command(
+    studies: Annotated[list[Path], typer.Argument(help="Folders of finished studies.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where the thresholds and their provenance go.")] = Path("calibration.json"),
+) -> None:
+    """Fit the online controller's thresholds on finished studies, and say how they do where they were not fitted."""
+    from crossover.evidence.calibrate import calibrate, lines_of
+
+    for line in lines_of(calibrate(studies, out)):
+        _say(line)
+    _say(f"thresholds: {out}")
+
+
 @app.command("report")
 def report_command(run: Annotated[Path, typer.Argument(help="A run or study folder.", show_default=False)]) -> None:
     """Write the report of a run or study, finished or not."""

@@ -150,6 +150,15 @@ class Progress:
         budget_fraction: Part of the budget that is spent, in the budget's own currency.
         planned_epochs: Epochs that the whole budget would buy under the present mix.
         exposures: Data tokens that each objective has received.
+        step: Optimizer steps taken.
+        budget_flops: FLOPs of the whole budget, or None where it is in tokens.
+        changeable_fraction: Part of the budget after which the learning rate decays and the mix is frozen.
+        warmup_tokens: Data tokens of the learning rate's warm-up.
+        batch_tokens: Data tokens of a step.
+        context: Data tokens of a window, T.
+        residual_dropout: The recipe's residual dropout.
+        seed: The recipe's seed, for controllers that draw.
+        flops_per_token: Useful training FLOPs of a data token under each objective.
     """
 
     data_tokens: int
@@ -157,20 +166,81 @@ class Progress:
     budget_fraction: float
     planned_epochs: float
     exposures: Mapping[str, int]
+    step: int = 0
+    budget_flops: float | None = None
+    changeable_fraction: float = 1.0
+    warmup_tokens: int = 0
+    batch_tokens: int = 0
+    context: int = 0
+    residual_dropout: float = 0.0
+    seed: int = 0
+    flops_per_token: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def epochs(self) -> float:
         """Times that the text has been seen."""
         return self.data_tokens / self.unique_tokens
 
+    @property
+    def autoregressive_epochs(self) -> float:
+        """Times that next-token training has seen the text, inside mixes too."""
+        seen = sum(count for name, count in self.exposures.items() if name.startswith("autoregressive"))
+        return seen / self.unique_tokens
+
+    def epochs_under(self, mix: Mix) -> float:
+        """Epochs that the whole budget would buy under a mix.
+
+        Args:
+            mix: The mix; its objectives have prices.
+
+        Returns:
+            Epochs of the training text.
+        """
+        if self.budget_flops is None:
+            return self.planned_epochs
+        price = sum(share * self.flops_per_token[name] for name, share in mix.shares)
+        return self.budget_flops / price / self.unique_tokens
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What a controller wants to be told: nothing is measured that nobody asked for.
+
+    Args:
+        signals: Names of signals.
+        gears: Objectives whose gradients and novelty are looked at, in use or not.
+        target: The held-out loss that is minimised: "ar", "l2r", "nelbo", or "best" of "ar" and "nelbo".
+        share: Largest part of the training FLOPs that probes may take.
+    """
+
+    signals: tuple[str, ...]
+    gears: tuple[str, ...]
+    target: str
+    share: float
+
 
 @dataclass(frozen=True)
 class Decision:
-    """What a controller wants from now on, and why, in a sentence a person can read."""
+    """What a controller wants from now on, and why, in a sentence a person can read.
+
+    Args:
+        mix: The shares from now on.
+        reason: The sentence.
+        details: Readings, thresholds, alternatives: JSON values.
+        mark: What the loop does besides: "keep" the weights as they are now under this step, go "back" to the weights
+            kept at `to_step`, "note" the sentence though the mix stays, or "" for nothing.
+        to_step: With "back": the step at which the weights were kept.
+        rewarm_tokens: Data tokens over which the learning rate rises again from a tenth, or 0.
+        residual_dropout: Residual dropout from now on, or None for the recipe's.
+    """
 
     mix: Mix
     reason: str
     details: Mapping[str, Any] = field(default_factory=dict)
+    mark: str = ""
+    to_step: int = 0
+    rewarm_tokens: int = 0
+    residual_dropout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -230,6 +300,10 @@ class Recorder(Protocol):
 
     def decision(self, row: Mapping[str, Any]) -> None:
         """Record one decision (one line of decisions.jsonl)."""
+        ...
+
+    def signal(self, row: Mapping[str, Any]) -> None:
+        """Record a probe, or the fact that the controller was asked (one line of signals.jsonl)."""
         ...
 
     def ledger(self, row: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ ROOMS = {
     "objective": "crossover.objectives",
     "noise": "crossover.objectives",
     "controller": "crossover.control.controllers",
+    "signal": "crossover.control.signals",
     "corpus": "crossover.data",
     "tokenizer": "crossover.data",
     "optimizer": "crossover.training.optim",

@@ -120,6 +120,42 @@ def test_a_missing_seed_and_a_doubled_run_are_caught(plain_run: Build) -> None:
     assert any(item.key == "recipe.seed" for item in prove_matched(doubled, vary="controller").mismatches)
 
 
+def test_arms_that_hold_control_text_out_are_ordered_among_themselves_and_told(plain_run: Build) -> None:
+    runs = runs_of(plain_run)
+    for run in runs:
+        run["manifest"]["train_tokens"] = 1000
+    for run in runs[2:]:
+        run["recipe"]["controller"] = {"name": "online"}
+        run["manifest"] |= {"train_tokens": 950, "data_order": f"shorter-{run['recipe']['seed']}"}
+    proof = prove_matched(runs, vary="controller")
+    assert proof.matched, proof.mismatches
+    assert proof.declared["manifest.train_tokens"] == {"ar-0": 1000, "ar-1": 1000, "masked-0": 950, "masked-1": 950}
+    watched = copy.deepcopy(runs[2])
+    watched["recipe"] |= {"name": "watched-0", "controller": {"name": "watch"}}
+    watched["manifest"]["data_order"] = "another"
+    found = prove_matched([*runs, watched], vary="controller").mismatches
+    assert "manifest.data_order" in [item.key for item in found]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_less_text_than_the_controller_explains_is_a_mismatch(plain_run: Build, place: int) -> None:
+    runs = runs_of(plain_run)
+    for run in runs:
+        run["manifest"]["train_tokens"] = 1000
+    runs[place]["manifest"] |= {"train_tokens": 900, "data_order": "shorter"}
+    found = prove_matched(runs, vary="controller").mismatches
+    assert [item.key for item in found] == ["manifest.train_tokens"]
+
+
+def test_runs_of_an_older_version_trained_on_all_of_their_text(plain_run: Build) -> None:
+    runs = runs_of(plain_run)
+    runs[0]["manifest"]["train_tokens"] = runs[0]["manifest"]["unique_tokens"]
+    proof = prove_matched(runs, vary="controller")
+    assert proof.matched and "manifest.train_tokens" not in proof.declared
+    runs[0]["manifest"]["data_order"] = "another"
+    assert not prove_matched(runs, vary="controller").matched
+
+
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(RunError, match="nothing to compare"):
         prove_matched([], vary="controller")

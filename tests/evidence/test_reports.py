@@ -136,6 +136,84 @@ def test_the_time_that_evaluations_took_is_told(tmp_path: Path, make_run: Make) 
     assert json.loads((run / "report.json").read_text())["ledger"][0]["evaluation_share"] is None
 
 
+def shift(step: int = 4, **details: object) -> dict[str, object]:
+    clock = {"step": step, "data_tokens": 2000 * step, "epochs": 2.0 * step, "flops": 1e8 * step}
+    mix, before = {"autoregressive": 0.9, "masked": 0.1}, {"autoregressive": 1.0}
+    return {**clock, "mix": mix, "before": before, "reason": f"used up at step {step}", "details": details}
+
+
+def add(run: Path, *rows: dict[str, object], stream: str = "decisions") -> None:
+    with open(run / f"{stream}.jsonl", "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+EVIDENCE = {
+    "to": {"masked": 0.95, "autoregressive": 0.05},
+    "evidence": ["curvature", "cap<b>"],
+    "readings": {"gap:ar": [0.25, None], "broken": 3},
+    "alternatives": [
+        {"gear": "masked", "flops_per_token": 2e6, "novelty": 0.8125, "alignment": None, "clears_floor": True},
+        {"gear": "autoregressive", "stays": True},
+    ],
+}
+
+
+def test_an_online_arm_is_held_against_the_best_plan_with_its_handicap_told(tmp_path: Path, make_study: Make) -> None:
+    held_out = {"train_tokens": 950, "data_order": "shorter"}
+    online = {"controller": {"name": "online"}, "modes": {"ar": lambda f: 3.0 - 1.2 * f}, "manifest": held_out}
+    folder = make_study(tmp_path / "study", {**arms(), "online": online}, seeds=[0])
+    run = folder / "online" / "seed-0"
+    add(run, shift(**EVIDENCE))
+    add(run, *({"step": step, "grad_norm": 1.0 if step < 4 else 2.5} for step in range(1, 11)), stream="steps")
+    page, text = write_report(folder).read_text(), (folder / "report.md").read_text()
+    facts = json.loads((folder / "report.json").read_text())
+    row = next(row for row in facts["regret"] if row["arm"] == "online")
+    assert row["against"] == "masked" and row["told"] in page and row["decision_epochs"] == {"0": [8.0]}
+    for told in (page, text):
+        assert "Against the best static arm" in told and "seed 0: 8.00" in told and "worse than masked" in told
+        assert "online on 950 (95.0%)" in told and "masked 95%, autoregressive 5%" in told
+    assert "1 → 2.5" in page and facts["proof"]["matched"]
+    assert "manifest.train_tokens" in facts["proof"]["declared"]
+
+
+def test_a_study_of_plans_has_no_such_table(tmp_path: Path, make_study: Make) -> None:
+    folder = make_study(tmp_path / "study", arms(), seeds=[0])
+    assert "Against the best static arm" not in write_report(folder).read_text() + (folder / "report.md").read_text()
+    assert json.loads((folder / "report.json").read_text())["regret"] == []
+
+
+def test_a_decision_tells_its_evidence_and_what_else_there_was(tmp_path: Path, make_run: Make) -> None:
+    run = make_run(tmp_path / "run", controller={"name": "online"})
+    add(run, shift(**EVIDENCE))
+    page = write_report(run).read_text()
+    assert "evidence: curvature, cap&lt;b&gt;" in page and "0.812" in page and "autoregressive (stay)" in page
+    assert "gap:ar" in page and "0.25 ± -" in page and "<b>" not in page.replace("<b>(headline)</b>", "")
+    drawing = (run / "report" / "loss-against-compute.svg").read_text()
+    assert "curvature + cap&lt;b&gt;" in drawing, "the curve says why the mix changed"
+
+
+def test_many_decisions_are_cut_in_markdown_but_not_those_of_online_arms(tmp_path: Path, make_study: Make) -> None:
+    given = {arm: {**one, "handover_epoch": None} for arm, one in arms().items()}
+    given["online"] = {"controller": {"name": "online"}, "modes": {"ar": lambda f: 3.0 - f}}
+    folder = make_study(tmp_path / "study", given, seeds=[0])
+    for arm in ("switch", "online"):
+        add(folder / arm / "seed-0", *(shift(step) for step in range(2, 52)))
+    write_report(folder)
+    text, facts = (folder / "report.md").read_text(), json.loads((folder / "report.json").read_text())
+    assert len(facts["decisions"]) == 100
+    assert text.count("| switch | 0 |") == 40 and text.count("| online | 0 |") == 50
+    assert "90 of 100 decisions are shown; all are in report.json." in text
+
+
+def test_what_probes_took_is_told(tmp_path: Path, make_run: Make) -> None:
+    run = make_run(tmp_path / "run")
+    ledger = json.loads((run / "ledger.json").read_text())
+    (run / "ledger.json").write_text(json.dumps({**ledger, "probe_flops": 4.2e7, "probe_seconds": 4.8}))
+    assert "4.2%, 8.0%" in write_report(run).read_text()
+    row = json.loads((run / "report.json").read_text())["ledger"][0]
+    assert row["probe_flops_share"] == pytest.approx(0.042) and row["probe_seconds_share"] == pytest.approx(0.08)
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run folder"):
         write_report(tmp_path)

@@ -70,7 +70,7 @@ def environment(folder: Path) -> dict[str, str]:
 def records(run: Path, stream: str) -> list[tuple[object, ...]]:
     """Everything of a stream that must be equal bit for bit: all but the clock on the wall."""
     rows = [json.loads(line) for line in (run / f"{stream}.jsonl").read_text("utf-8").splitlines()]
-    return [tuple((key, json.dumps(row[key])) for key in sorted(row) if key != "seconds") for row in rows]
+    return [tuple((key, json.dumps(row[key])) for key in sorted(row) if not key.startswith("seconds")) for row in rows]
 
 
 def scores(run: Path) -> dict[str, object]:
@@ -111,6 +111,48 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, kills: tuple[int, ...]
     assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
     first, second = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed"))
     assert first == second
+
+
+def kill_in_a_ramp(path: Path, run: Path, folder: Path, gear: str) -> None:
+    """SIGKILL the run while its shares move to a gear."""
+    process = subprocess.Popen(
+        command(path, run), env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
+    )
+    decisions = run / "decisions.jsonl"
+    while process.poll() is None:
+        rows = decisions.read_text("utf-8").splitlines() if decisions.exists() else []
+        if any(f'"gear": "{gear}"' in row for row in rows) and '"phase": "ramp"' in rows[-1]:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return
+        time.sleep(0.002)
+    raise AssertionError("the run ended before it could be killed in a ramp")
+
+
+def test_an_online_run_killed_in_a_ramp_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    controller = {
+        "name": "online", "gears": ["block(4)", "block(16)", "masked"], "choice": "listed", "gear_epochs": 1.5,
+        "ramp_epochs": 0.75, "dwell_epochs": 0.5, "probe_share": 0.1, "remainder": "floor",
+        "thresholds": {"most_ar_exposures": 2.0, "critical_compute_factor": 0.0},
+    }  # fmt: skip
+    path = recipe(
+        tmp_path, controller=controller, budget={"tokens": 90_000}, data__control_share=0.2,
+        model__attention_dropout=0.0, scoring__every_tokens=20_000,
+    )  # fmt: skip
+    finish(path, tmp_path / "whole", tmp_path)
+    kill_in_a_ramp(path, tmp_path / "killed", tmp_path, "block(16)")
+    assert json.loads((tmp_path / "killed" / "status.json").read_text("utf-8"))["state"] == "running"
+    finish(path, tmp_path / "killed", tmp_path)
+    for stream in ("steps", "evals", "signals", "decisions"):
+        assert records(tmp_path / "killed", stream) == records(tmp_path / "whole", stream)
+    assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
+    first, second = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert first == second
+    rows = [json.loads(row) for row in (tmp_path / "whole" / "decisions.jsonl").read_text("utf-8").splitlines()]
+    gears = [row["details"]["gear"] for row in rows if "gear" in row["details"]]
+    assert gears == ["block(4)", "block(16)", "masked"], "the run was to go through every gear"
+    probes = {json.loads(row).get("probe") for row in (tmp_path / "whole" / "signals.jsonl").read_text().splitlines()}
+    assert {"loss", "gradient", "novelty"} <= probes
 
 
 @pytest.mark.slow

@@ -81,15 +81,37 @@ class Loader:
         Returns:
             Token ids [T].
         """
+        return self.tokens_U[self.indices(number)].astype(np.int64)
+
+    def batch_indices(self, step: int, slice_index: int) -> NDArray[np.int64]:
+        """Say which tokens of the text one slice of one step is made of.
+
+        Args:
+            step: Which step, from 0.
+            slice_index: Which slice of the step, from 0.
+
+        Returns:
+            Places in `tokens_U` [B, T]; `batch` serves the tokens that lie there.
+        """
+        first = (step * self.slices_per_step + slice_index) * self.windows_per_slice
+        return np.stack([self.indices(first + row) for row in range(self.windows_per_slice)])
+
+    def indices(self, number: int) -> NDArray[np.int64]:
+        """Say which tokens of the text one window of the run is made of.
+
+        Args:
+            number: Which window, from 0, counted over the whole run.
+
+        Returns:
+            Places in `tokens_U` [T].
+        """
         size, length = len(self.tokens_U), self.context
         epoch = number * length // size
-        if (number + 1) * length <= (epoch + 1) * size:
-            first = -(-epoch * size // length)
-            number = first + int(self._order(epoch)[number - first])
-            index_T = (np.arange(number * length, (number + 1) * length) + self._offset(epoch)) % size
-        else:
-            index_T = self._straddling(number)
-        return self.tokens_U[index_T].astype(np.int64)
+        if (number + 1) * length > (epoch + 1) * size:
+            return self._straddling(number)
+        first = -(-epoch * size // length)
+        number = first + int(self._order(epoch)[number - first])
+        return (np.arange(number * length, (number + 1) * length) + self._offset(epoch)) % size
 
     def _straddling(self, number: int) -> NDArray[np.int64]:
         position_T = np.arange(number * self.context, (number + 1) * self.context)

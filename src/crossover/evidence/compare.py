@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from crossover.errors import RunError
 from crossover.evidence.crossing import Crossing, resample_seeds, sentence
 from crossover.evidence.curves import headline_mode
+from crossover.evidence.match import is_constant
 from crossover.evidence.run import RunRecord
 from crossover.streams import stream
 from crossover.trees import flatten
@@ -72,14 +73,66 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Scored:
+class Sample:
+    """An arm's bits per byte on one split, as measured and in each draw of the bootstrap.
+
+    Args:
+        arm: Its name.
+        procedure: The headline mode, chosen on dev.
+        exact: False for a bound.
+        seeds: Seeds that are in the mean.
+        loss_nats: Mean nats per token.
+        bytes_D: Bytes of each document.
+        bits_K: Bits per byte, mean over seeds: row 0 is the sample itself, each other row a draw.
+    """
+
     arm: str
     procedure: str
     exact: bool
     seeds: tuple[int, ...]
-    nats_SD: NDArray[np.float64]
+    loss_nats: float
     bytes_D: NDArray[np.float64]
-    tokens: float
+    bits_K: NDArray[np.float64]
+
+    @property
+    def bits_per_byte(self) -> float:
+        """As measured, the mean over seeds."""
+        return float(self.bits_K[0])
+
+    @property
+    def interval(self) -> Interval:
+        """Its 95% interval (documents and seeds)."""
+        return _interval(self.bits_K)
+
+    def above(self, other: Sample) -> tuple[float, Interval]:
+        """Give the bits per byte that it lies above another sample, and their 95% interval."""
+        gap_K = self.bits_K - other.bits_K
+        return float(gap_K[0]), _interval(gap_K)
+
+    def paired(self, other: Sample) -> bool:
+        """Whether a difference to another sample is taken document by document and seed by seed."""
+        return np.array_equal(self.bytes_D, other.bytes_D) and self.seeds == other.seeds
+
+
+def read_samples(
+    runs_by_arm: Mapping[str, Sequence[RunRecord]], *, split: str = "test", draws: int = 2000, seed: int = 0
+) -> dict[str, Sample]:
+    """Read the final scores of arms on one split, each in its headline mode, and resample them.
+
+    Args:
+        runs_by_arm: Runs of each arm; unfinished ones are left out.
+        split: "dev" or "test".
+        draws: Bootstrap draws over documents and seeds; equal shapes get equal draws, which is what pairs them.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Samples by arm, without the arms that have no score.
+
+    Raises:
+        RunError: Runs of one arm were scored on different documents.
+    """
+    read = {arm: _read(arm, runs, split, draws, seed) for arm, runs in runs_by_arm.items()}
+    return {arm: sample for arm, sample in read.items() if sample is not None}
 
 
 def compare(runs_by_arm: Mapping[str, Sequence[RunRecord]], *, draws: int = 2000, seed: int = 0) -> Comparison:
@@ -96,68 +149,61 @@ def compare(runs_by_arm: Mapping[str, Sequence[RunRecord]], *, draws: int = 2000
     Raises:
         RunError: No arm has a test score.
     """
-    scored = [item for arm, runs in runs_by_arm.items() if (item := _read(arm, runs)) is not None]
-    if not scored:
+    samples = read_samples(runs_by_arm, draws=draws, seed=seed)
+    if not samples:
         raise RunError("no run has been scored on the test text yet; let the runs finish")
-    losses = {item.arm: _resample(item, draws, seed) for item in scored}
-    scored.sort(key=lambda item: losses[item.arm][0])
-    best = scored[0]
+    ranked = sorted(samples.values(), key=lambda sample: sample.bits_per_byte)
+    best = ranked[0]
     arms = []
-    for item in scored:
-        loss_K = losses[item.arm]
-        paired = np.array_equal(item.bytes_D, best.bytes_D) and item.seeds == best.seeds
-        gap_K = loss_K - losses[best.arm]
-        nats = float(item.nats_SD.mean(0).sum() / item.tokens)
+    for item in ranked:
+        gap, interval = item.above(best)
         arms.append(
             ArmScore(
-                item.arm, item.procedure, item.exact, item.seeds, float(loss_K[0]), _interval(loss_K), nats,
-                float(np.exp(nats)), float(gap_K[0]), _interval(gap_K), paired,
+                item.arm, item.procedure, item.exact, item.seeds, item.bits_per_byte, item.interval, item.loss_nats,
+                float(np.exp(item.loss_nats)), gap, interval, item.paired(best),
             )
         )  # fmt: skip
     plain = [arm for arm, runs in runs_by_arm.items() if runs and is_autoregressive(runs[0].recipe)]
-    named = next((item.arm for item in scored if item.arm in plain), None)
+    named = next((item.arm for item in ranked if item.arm in plain), None)
     return Comparison(tuple(arms), len(best.bytes_D), named)
 
 
 def is_autoregressive(recipe: Mapping[str, Any]) -> bool:
     """Say whether a resolved recipe is plain next-token training from start to end."""
-    controller = recipe.get("controller")
-    if isinstance(controller, str):
-        return controller.replace(" ", "") == "constant(autoregressive)"
-    if not isinstance(controller, Mapping) or controller.get("name") != "constant":
-        return False
-    mixes = [value for key, value in controller.items() if key != "name"]
-    return mixes in ([{"autoregressive": 1.0}], ["autoregressive"])
+    return is_constant(recipe, "autoregressive")
 
 
-def _read(arm: str, runs: Sequence[RunRecord]) -> _Scored | None:
-    """Read the test cards of an arm's headline mode, seeds in order; runs without one are left out."""
+def _read(arm: str, runs: Sequence[RunRecord], split: str, draws: int, seed: int) -> Sample | None:
+    """Read the cards of an arm's headline mode, seeds in order; runs without one are left out."""
     runs = sorted((run for run in runs if run.finished), key=lambda run: run.recipe.get("seed", 0))
     if not runs:
         return None
     procedure, exact = headline_mode(runs)
-    cards = [(run, run.scores[f"test-{procedure}"]) for run in runs if f"test-{procedure}" in run.scores]
+    name = f"{split}-{procedure}"
+    cards = [(run, run.scores[name]) for run in runs if name in run.scores]
     if not cards:
         return None
     sizes = cards[0][1]["document_bytes"]
     for run, card in cards:
         if card["document_bytes"] != sizes or None in card["document_nats"]:
-            raise RunError(f"{run.path}: scores/test-{procedure}.json: other documents than the arm's first run has")
-    return _Scored(
-        arm, procedure, exact, tuple(int(run.recipe.get("seed", 0)) for run, _ in cards),
-        np.array([card["document_nats"] for _, card in cards], float), np.array(sizes, float),
-        float(sum(cards[0][1]["document_tokens"])),
-    )  # fmt: skip
+            raise RunError(f"{run.path}: scores/{name}.json: other documents than the arm's first run has")
+    seeds = tuple(int(run.recipe.get("seed", 0)) for run, _ in cards)
+    nats_SD = np.array([card["document_nats"] for _, card in cards], float)
+    bytes_D = np.array(sizes, float)
+    nats = float(nats_SD.mean(0).sum() / float(sum(cards[0][1]["document_tokens"])))
+    return Sample(arm, procedure, exact, seeds, nats, bytes_D, _resample(nats_SD, bytes_D, seeds, draws, seed))
 
 
-def _resample(item: _Scored, draws: int, seed: int) -> NDArray[np.float64]:
+def _resample(
+    nats_SD: NDArray[np.float64], bytes_D: NDArray[np.float64], seeds: Sequence[int], draws: int, seed: int
+) -> NDArray[np.float64]:
     """Give bits per byte of the sample and of each draw; equal shapes get equal draws, which is what pairs them."""
-    documents = len(item.bytes_D)
-    rng = stream(seed, "documents", documents, int(item.bytes_D.sum()))
+    documents = len(bytes_D)
+    rng = stream(seed, "documents", documents, int(bytes_D.sum()))
     weights_KD = rng.multinomial(documents, np.full(documents, 1 / documents), draws)
     weights_KD = np.concatenate([np.ones((1, documents)), weights_KD])
-    seeds_KS = resample_seeds(stream(seed, "seeds", *item.seeds), len(item.seeds), draws)
-    loss_KS = (weights_KD @ item.nats_SD.T) / (np.log(2) * (weights_KD @ item.bytes_D))[:, None]
+    seeds_KS = resample_seeds(stream(seed, "seeds", *seeds), len(seeds), draws)
+    loss_KS = (weights_KD @ nats_SD.T) / (np.log(2) * (weights_KD @ bytes_D))[:, None]
     return (loss_KS * seeds_KS).sum(1)
 
 

@@ -12,10 +12,11 @@ from crossover.errors import RunError
 from crossover.evidence.compare import ArmScore, Comparison, compare, is_autoregressive, text_facts, verdict
 from crossover.evidence.crossing import Axis, Crossing, find_crossing, sentence
 from crossover.evidence.display import mix_text
-from crossover.evidence.match import Proof, prove_matched
+from crossover.evidence.match import Proof, controller_name, prove_matched
 from crossover.evidence.plots import ArmCurves
+from crossover.evidence.regret import regrets
 from crossover.evidence.run import RunRecord
-from crossover.evidence.view import View
+from crossover.evidence.view import View, evidence_of, norms_around, turning_points
 
 VARIANTS: tuple[tuple[Axis, bool, str], ...] = (
     ("flops", True, "best so far, matched FLOPs (headline)"),
@@ -24,6 +25,7 @@ VARIANTS: tuple[tuple[Axis, bool, str], ...] = (
 )
 # What the page shows of a ledger and of a card, also where an interrupted run has not written it.
 LEDGER_KEYS = ("unique_tokens", "data_tokens", "epochs", "flops", "evaluation_flops", "evaluation_seconds", "seconds")
+ALTERNATIVE_KEYS = ("gear", "stays", "flops_per_token", "novelty", "clears_floor", "alignment")
 CARD_KEYS = (
     "exact", "headline", "bits_per_byte", "standard_error_bits", "loss_nats", "standard_error_nats", "tokens",
     "text_bytes", "documents", "conditions", "checkpoint_step",
@@ -73,9 +75,10 @@ def find(view: View, curves: Sequence[ArmCurves]) -> Findings:
         "arms": [_arm_row(arm, runs, scores.get(arm), view.tuning.get(arm)) for arm, runs in view.arms.items()],
         "cards": [card for arm, runs in view.arms.items() for run in runs for card in _cards(arm, run)],
         "crossings": rows,
+        "regret": _regret(view),
         "decisions": [row for arm, runs in view.arms.items() for run in runs for row in _decisions(arm, run)],
         "ledger": [_ledger(arm, run) for arm, runs in view.arms.items() for run in runs],
-        "proof": _proof_facts(proof),
+        "proof": _proof_facts(proof, view),
         "tuning": dict(view.tuning),
         "reproduce": list(view.reproduce),
     }
@@ -131,6 +134,13 @@ def _crossings(curves: Sequence[ArmCurves], holder: str | None) -> tuple[dict[st
     return headline, rows
 
 
+def _regret(view: View) -> list[dict[str, Any]]:
+    try:
+        return [asdict(row) for row in regrets(view.arms)]
+    except RunError:
+        return []
+
+
 def _mean(values: Sequence[Any]) -> float | None:
     known = [float(value) for value in values if isinstance(value, int | float)]
     return float(np.mean(known)) if known else None
@@ -147,7 +157,7 @@ def _arm_row(arm: str, runs: Sequence[RunRecord], score: ArmScore | None, tuned:
         "epochs": _mean([run.ledger.get("epochs") for run in runs]),
         "flops": _mean([run.ledger.get("flops") for run in runs]),
         "evaluation_flops": _mean([run.ledger.get("evaluation_flops") for run in runs]),
-        "evaluation_share": _mean([_evaluation_share(run) for run in runs]),
+        "evaluation_share": _mean([_share(run, "evaluation_seconds", "seconds") for run in runs]),
         "parameters": next((run.manifest["parameters"] for run in runs if "parameters" in run.manifest), None),
         "tuning_trials": len(tuned.get("trials", ())),
         "tuning_flops": tuned.get("flops", 0.0),
@@ -170,31 +180,63 @@ def _cards(arm: str, run: RunRecord) -> list[dict[str, Any]]:
 
 
 def _decisions(arm: str, run: RunRecord) -> list[dict[str, Any]]:
+    norms, name = norms_around(run), controller_name(run.recipe)
+    rows = []
+    for row in turning_points(run.decisions):
+        details = row.get("details") or {}
+        before, after = norms.get(row.get("step", -1), (None, None))
+        rows.append(
+            {
+                "arm": arm,
+                "seed": run.recipe.get("seed"),
+                "controller": name,
+                **{key: row.get(key) for key in ("step", "data_tokens", "epochs", "flops")},
+                "before": mix_text(row.get("before")),
+                "mix": mix_text(details.get("to") or row.get("mix")),
+                "reason": row.get("reason", ""),
+                "grad_norm_before": before,
+                "grad_norm_after": after,
+                "evidence": evidence_of(row),
+                "readings": _readings(details.get("readings")),
+                "alternatives": _alternatives(details.get("alternatives")),
+            }
+        )
+    return rows
+
+
+def _readings(recorded: Any) -> list[dict[str, Any]]:
+    """List what a decision was taken on; a reading is written as its value and its standard error."""
+    pairs = recorded.items() if isinstance(recorded, Mapping) else ()
     return [
-        {
-            "arm": arm,
-            "seed": run.recipe.get("seed"),
-            **{key: row.get(key) for key in ("step", "data_tokens", "epochs", "flops")},
-            "before": mix_text(row.get("before")),
-            "mix": mix_text(row.get("mix")),
-            "reason": row.get("reason", ""),
-        }
-        for row in run.decisions
+        {"name": str(name), "value": pair[0], "standard_error": pair[1]}
+        for name, pair in pairs
+        if isinstance(pair, list | tuple) and len(pair) == 2
     ]
+
+
+def _alternatives(recorded: Any) -> list[dict[str, Any]]:
+    rows = recorded if isinstance(recorded, list | tuple) else ()
+    return [{**dict.fromkeys(ALTERNATIVE_KEYS), **row} for row in rows if isinstance(row, Mapping)]
 
 
 def _ledger(arm: str, run: RunRecord) -> dict[str, Any]:
     row = {"arm": arm, "seed": run.recipe.get("seed"), "state": run.status.get("state"), "exposures": {}}
-    return {**row, **dict.fromkeys(LEDGER_KEYS), **run.ledger, "evaluation_share": _evaluation_share(run)}
+    shares = {
+        # The final scores come after that time.
+        "evaluation_share": _share(run, "evaluation_seconds", "seconds"),
+        "probe_flops_share": _share(run, "probe_flops", "flops"),
+        "probe_seconds_share": _share(run, "probe_seconds", "seconds"),
+    }
+    return {**row, **dict.fromkeys(LEDGER_KEYS), **run.ledger, **shares}
 
 
-def _evaluation_share(run: RunRecord) -> float | None:
-    """Give the part of a run's wall time that its evaluations took (the final scores come after that time)."""
-    spent, whole = run.ledger.get("evaluation_seconds"), run.ledger.get("seconds")
-    return spent / whole if isinstance(spent, int | float) and isinstance(whole, int | float) and whole > 0 else None
+def _share(run: RunRecord, part: str, whole: str) -> float | None:
+    """Divide two amounts of a run's ledger, where both are recorded."""
+    spent, of = run.ledger.get(part), run.ledger.get(whole)
+    return spent / of if isinstance(spent, int | float) and isinstance(of, int | float) and of > 0 else None
 
 
-def _proof_facts(proof: Proof | None) -> dict[str, Any] | None:
+def _proof_facts(proof: Proof | None, view: View) -> dict[str, Any] | None:
     if proof is None:
         return None
     return {
@@ -203,4 +245,22 @@ def _proof_facts(proof: Proof | None) -> dict[str, Any] | None:
         "runs": proof.runs,
         "mismatches": [asdict(item) for item in proof.mismatches],
         "declared": {key: dict(values) for key, values in proof.declared.items()},
+        "handicap": _handicap(view) if "manifest.train_tokens" in proof.declared else "",
     }
+
+
+def _handicap(view: View) -> str:
+    """Say which arms trained on less text than the others."""
+    tokens = {
+        arm: min(run.manifest.get("train_tokens", run.manifest.get("unique_tokens", 0)) for run in begun)
+        for arm, runs in view.arms.items()
+        if (begun := [run for run in runs if run.manifest])
+    }
+    most = max(tokens.values(), default=0)
+    fewer = [f"{arm} on {count:,} ({count / most:.1%})" for arm, count in tokens.items() if count < most]
+    if not fewer:
+        return ""
+    return (
+        f"Not all arms trained on the same {most:,} tokens: {', '.join(fewer)}. A controller that reads held-out "
+        f"control text does not train on it; that handicap is part of its results."
+    )

@@ -16,6 +16,10 @@ MANIFEST_TREES = ("versions", "choices", "budget")
 # Choices without which "matched" cannot be claimed; whatever else `choices` holds is compared too.
 CHOICES = ("precision", "compile", "threads", "attention")
 MISSING = "(not recorded)"
+# Controllers that follow a plan, the placebo that follows a lot, and those that hold control text out.
+STATIC = ("constant", "static_dual", "switch", "ramp", "block_growth")
+PLACEBO = "random_time"
+HOLDING_OUT = ("online", "watch")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Proof:
 
     Args:
         mismatches: Empty when the runs are matched.
-        declared: What may differ and does, by dotted key and then by arm: the varied key and the tunable ones.
+        declared: What may differ and does, by dotted key and then by run: the varied key, the tunable ones, the
+            machine, and the tokens trained on where some controllers hold control text out.
         checked: How many keys were compared.
         runs: How many runs were compared.
     """
@@ -73,6 +78,11 @@ def prove_matched(runs: Sequence[RunRecord | Mapping[str, Any]], *, vary: str, t
     seed), tokenizer, unique tokens, parameters, versions, machine choices, budgets and tuning trials must be equal;
     what was spent must agree within 0.5% or one step, whichever is more.
 
+    A controller that holds control text out (`online`, `watch`) trains on fewer tokens, so the order of its data
+    differs by necessity: orders are compared among runs of equal seed and equal `train_tokens`. That is a handicap
+    which such arms carry openly: `manifest.train_tokens` then stands under what is declared. It must still be equal
+    among the controllers that hold text out, and among the plans, which hold nothing out.
+
     Args:
         runs: Run records, or mappings with `recipe`, `manifest`, `ledger` and `tuning`.
         vary: The dotted key that the arms differ in.
@@ -91,9 +101,27 @@ def prove_matched(runs: Sequence[RunRecord | Mapping[str, Any]], *, vary: str, t
     flat = [_comparable(item) for item in facts]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if not _covered(key, allowed)]
     found = [_equal(key, facts, [one.get(key, MISSING) for one in flat]) for key in keys]
-    found += [_same_seeds(facts), _spent(facts), *_orders(facts)]
+    groups = _read_alike(facts)
+    found += [_same_seeds(facts), _spent(facts), *_trained_on(facts), *(_order(group) for group in groups)]
     mismatches = tuple(item for item in found if item is not None)
-    return Proof(mismatches, _declared(facts, allowed), len(keys) + 2 + len({item.seed for item in facts}), len(runs))
+    return Proof(mismatches, _declared(facts, allowed), len(keys) + 3 + len(groups), len(runs))
+
+
+def controller_name(recipe: Mapping[str, Any]) -> str:
+    """Read the name of a resolved recipe's controller, such as "switch"; the outer one where one wraps another."""
+    controller = recipe.get("controller") or {}
+    return str(controller.get("name") if isinstance(controller, Mapping) else controller).split("(")[0].strip()
+
+
+def is_constant(recipe: Mapping[str, Any], objective: str) -> bool:
+    """Say whether a resolved recipe trains with one plain objective from start to end."""
+    controller = recipe.get("controller")
+    if isinstance(controller, str):
+        return controller.replace(" ", "") == f"constant({objective})"
+    if not isinstance(controller, Mapping) or controller.get("name") != "constant":
+        return False
+    mixes = [value for key, value in controller.items() if key != "name"]
+    return mixes in ([{objective: 1.0}], [objective])
 
 
 def _covered(key: str, allowed: Sequence[str]) -> bool:
@@ -162,16 +190,39 @@ def _same_seeds(facts: Sequence[_Facts]) -> Mismatch | None:
     )
 
 
-def _orders(facts: Sequence[_Facts]) -> list[Mismatch | None]:
+def _train_tokens(facts: _Facts) -> Any:
+    """Give the tokens that a run trains on: all of its text where an older run did not say."""
+    return facts.manifest.get("train_tokens", facts.manifest.get("unique_tokens", MISSING))
+
+
+def _trained_on(facts: Sequence[_Facts]) -> list[Mismatch | None]:
+    """Compare the tokens trained on where no controller explains a difference; of others' own it is only told."""
     found: list[Mismatch | None] = []
-    for seed in dict.fromkeys(item.seed for item in facts):
-        group = [item for item in facts if item.seed == seed]
-        values = [item.manifest.get("data_order", MISSING) for item in group]
-        if MISSING in values or any(value != values[0] for value in values):
-            found.append(
-                Mismatch("manifest.data_order", _named(group, values), f"must be recorded and equal for seed {seed}")
-            )
+    for kinds, who in (
+        ((*STATIC, PLACEBO), "plans, which hold nothing out"),
+        (HOLDING_OUT, "those that hold text out"),
+    ):
+        group = [item for item in facts if controller_name(item.recipe) in kinds]
+        values = [_train_tokens(item) for item in group]
+        if any(value != values[0] for value in values):
+            found.append(Mismatch("manifest.train_tokens", _named(group, values), f"must be equal among {who}"))
     return found
+
+
+def _read_alike(facts: Sequence[_Facts]) -> list[list[_Facts]]:
+    """Group the runs that should have read their text in one order."""
+    groups: dict[tuple[Any, Any], list[_Facts]] = {}
+    for item in facts:
+        groups.setdefault((item.seed, _train_tokens(item)), []).append(item)
+    return list(groups.values())
+
+
+def _order(group: Sequence[_Facts]) -> Mismatch | None:
+    values = [item.manifest.get("data_order", MISSING) for item in group]
+    if MISSING not in values and all(value == values[0] for value in values):
+        return None
+    why = f"must be recorded and equal for seed {group[0].seed} and {_train_tokens(group[0])} tokens trained on"
+    return Mismatch("manifest.data_order", _named(group, values), why)
 
 
 def _spent(facts: Sequence[_Facts]) -> Mismatch | None:
@@ -211,4 +262,7 @@ def _declared(facts: Sequence[_Facts], allowed: Sequence[str]) -> dict[str, dict
             wanted = prefix == "machine." or _covered(f"recipe.{key}", allowed)
             if wanted and any(value != values[0] for value in values):
                 table[f"{prefix}{key}"] = _named(facts, values)
+    tokens = [_train_tokens(item) for item in facts]
+    if any(value != tokens[0] for value in tokens):
+        table["manifest.train_tokens"] = _named(facts, tokens)
     return table

@@ -39,6 +39,10 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
+# FLOPs and epochs at which a mix changed, and the kinds of evidence that it changed on (empty for a plan).
+Handover = tuple[float, float, str]
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure and what it shows.
@@ -73,13 +77,13 @@ class ArmCurves:
         arm: Its name.
         headline: The mode that it is read in.
         curves: Curves by mode, one per seed.
-        handovers: FLOPs and epochs at which its mix changed, one list per seed.
+        handovers: Where its mix changed and why, one list per seed.
     """
 
     arm: str
     headline: str
     curves: Mapping[str, tuple[Curve, ...]]
-    handovers: tuple[tuple[tuple[float, float], ...], ...]
+    handovers: tuple[tuple[Handover, ...], ...]
 
 
 def best_so_far(curve: Curve) -> NDArray[np.float64]:
@@ -131,8 +135,8 @@ def compute_figure(arms: Sequence[ArmCurves]) -> Figure:
         svg = _svg(figure, "compute", "Best dev loss so far against training FLOPs")
     caption = (
         "Lower is better. Bold: the mode an arm is read in, mean over seeds, its band from the lowest to the highest "
-        "seed. Thin: its other modes. A diamond and a dotted line mark where the mix changes. Losses above the frame "
-        "are cut off; the CSV has them."
+        "seed. Thin: its other modes. A diamond and a dotted line mark where the mix changes (in the first seed), "
+        "with the evidence of an online decision. Losses above the frame are cut off; the CSV has them."
     )
     header = ("arm", "seed", "mode", "flops", "flops_6nd", "epochs", "bits_per_byte", "best_so_far")
     return Figure("loss-against-compute", "Loss against compute", caption, svg, _csv(header, rows))
@@ -165,8 +169,11 @@ def _mark_handovers(axes: Any, arm: ArmCurves, index: int) -> None:
     colour = COLOURS[index % len(COLOURS)]
     curves = arm.curves.get(arm.headline)
     for moments in arm.handovers[:1]:
-        for flops, _ in moments:
+        for flops, _, label in moments:
             axes.axvline(flops, color=colour, lw=1, ls=":", alpha=0.9)
+            if label:
+                axes.text(flops, 0.98, f" {label}", transform=axes.get_xaxis_transform(), rotation=90, fontsize=8,
+                          color=colour, ha="right", va="top")  # fmt: skip
             if curves:
                 grid, bits = mean_curve(curves)
                 at = float(np.interp(np.log(flops), np.log(grid), bits.mean(0)))
@@ -188,7 +195,7 @@ def epochs_figure(arms: Sequence[ArmCurves]) -> Figure:
                     spans.append((float(later.min()), float(later.max())))
                     points = zip(curve.epochs_E, curve.bits_E, strict=True)
                     rows += [(arm.arm, curve.seed, mode, epochs, bits) for epochs, bits in points]
-                for _, epochs in arm.handovers[0] if arm.handovers else ():
+                for _, epochs, _ in arm.handovers[0] if arm.handovers else ():
                     axes.axvline(epochs, color=COLOURS[index % len(COLOURS)], lw=1, ls=":", alpha=0.9)
             _frame(axes, spans)
             axes.set_title(f"{mode}: {PROCEDURES.get(mode, mode)}", loc="left", fontsize=11)

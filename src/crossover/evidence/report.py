@@ -13,6 +13,9 @@ from crossover.evidence.files import dumps, write_text
 from crossover.evidence.plots import COLOURS, ArmCurves, Figure, compute_figure, epochs_figure, scores_figure
 from crossover.evidence.view import View, arm_curves, read_view
 
+# Markdown is read from top to bottom: of the decisions that are not an online controller's, so many are shown.
+DECISIONS_SHOWN = 40
+
 
 def write_report(folder: str | Path) -> Path:
     """Write the report of a study, or of a single run.
@@ -69,7 +72,14 @@ def render(facts: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "duration": duration, "value": value}
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "duration": duration,
+        "value": value,
+        "norms": norms,
+        "times": decision_times,
+    }
     return environment.get_template("report.html.j2").render(
         facts=facts,
         figures=[{"name": item.name, "title": item.title, "caption": item.caption, "svg": Markup(item.svg)}
@@ -95,6 +105,22 @@ def value(item: Any) -> str:
     return item if isinstance(item, str) else dumps(item)
 
 
+def norms(row: Mapping[str, Any]) -> str:
+    """Write the gradient norm before and after a decision, or a dash where none was recorded."""
+    before, after = row["grad_norm_before"], row["grad_norm_after"]
+    return "-" if before is None and after is None else f"{number(before, '.3g')} → {number(after, '.3g')}"
+
+
+def decision_times(epochs_by_seed: Mapping[Any, Sequence[float]]) -> str:
+    """Write the epochs of each seed's decisions, or a dash where no seed has one."""
+    parts = [
+        f"seed {seed}: {', '.join(f'{epochs:.2f}' for epochs in moments)}"
+        for seed, moments in epochs_by_seed.items()
+        if moments
+    ]
+    return "; ".join(parts) or "-"
+
+
 def markdown(facts: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     """Write the report's main numbers as Markdown.
 
@@ -114,11 +140,9 @@ def markdown(facts: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     if facts["crossings"]:
         cells = [(row["challenger"], row["kind"], row["sentence"]) for row in facts["crossings"]]
         lines += ["## Crossings", "", *_table(("arm", "compared at", "result"), cells)]
+    lines += _regret_lines(facts["regret"])
     lines += ["## Are the runs matched?", "", *_proof_lines(facts["proof"])]
-    changes = [row for row in facts["decisions"] if row["reason"]]
-    if changes:
-        cells = [(row["arm"], row["seed"], number(row["epochs"], ".2f"), row["mix"], row["reason"]) for row in changes]
-        lines += ["## Decisions", "", *_table(("arm", "seed", "epoch", "mix", "why"), cells)]
+    lines += _decision_lines([row for row in facts["decisions"] if row["reason"]])
     if facts["missing"]:
         cells = [(row["run"], row["why"]) for row in facts["missing"]]
         lines += ["## Not finished", "", *_table(("run", "why"), cells)]
@@ -143,14 +167,46 @@ def _arm_cells(row: Mapping[str, Any]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def _regret_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    header = ("arm", "controller", "mode", "dev bits per byte [95%]", "test bits per byte [95%]",
+              "difference on test [95%]", "reaches masked's best dev loss at", "decisions at epochs")  # fmt: skip
+    cells = [
+        (
+            row["arm"], row["controller"], f"{row['procedure']}, {'exact' if row['exact'] else 'upper bound'}",
+            *(f"{row[split]:.3f} [{row[span][0]:.3f}, {row[span][1]:.3f}]"
+              for split, span in (("dev_bits", "dev_interval"), ("test_bits", "test_interval"))),
+            row["told"], row["reach_told"], decision_times(row["decision_epochs"]),
+        )
+        for row in rows
+    ]  # fmt: skip
+    return ["## Against the best static arm", "", *_table(header, cells)]
+
+
+def _decision_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    others = [index for index, row in enumerate(rows) if row["controller"] != "online"]
+    left_out = set(others[DECISIONS_SHOWN:])
+    shown = [row for index, row in enumerate(rows) if index not in left_out]
+    header = ("arm", "seed", "epoch", "mix", "gradient norm before → after", "why")
+    cells = [
+        (row["arm"], row["seed"], number(row["epochs"], ".2f"), row["mix"], norms(row), row["reason"]) for row in shown
+    ]
+    left = [f"{len(shown)} of {len(rows)} decisions are shown; all are in report.json.", ""]
+    return ["## Decisions", "", *_table(header, cells), *(left if len(shown) < len(rows) else ())]
+
+
 def _proof_lines(proof: Mapping[str, Any] | None) -> list[str]:
     if proof is None:
         return ["There is only one run; nothing to match.", ""]
     checked = f"{proof['checked']} keys of {proof['runs']} runs were compared"
+    handicap = [_cell(proof["handicap"]), ""] if proof["handicap"] else []
     if proof["matched"]:
-        return [f"Yes: {checked}, nothing differs but what the study declares.", ""]
+        return [f"Yes: {checked}, nothing differs but what the study declares.", "", *handicap]
     rows = [(item["key"], item["why"], value(item["values"])) for item in proof["mismatches"]]
-    return [f"**No**: {checked}, {len(rows)} differ.", "", *_table(("key", "rule", "values"), rows)]
+    return [f"**No**: {checked}, {len(rows)} differ.", "", *_table(("key", "rule", "values"), rows), *handicap]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

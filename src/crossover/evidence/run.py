@@ -144,8 +144,14 @@ class RunFolder:
     def decision(self, row: Mapping[str, Any]) -> None:
         """Record one decision, in the log too."""
         self._append("decisions", row)
-        if row.get("reason"):
+        details = row.get("details") or {}
+        # The steps of a handover are recorded; a person is told of its beginning and its end.
+        if row.get("reason") and not (details.get("phase") == "ramp" and details.get("way", 1.0) < 1):
             self._display.say(f"decision step={row.get('step')} {row['reason']}")
+
+    def signal(self, row: Mapping[str, Any]) -> None:
+        """Record a probe, or where the run stood when its controller was asked."""
+        self._append("signals", row)
 
     def ledger(self, row: Mapping[str, Any]) -> None:
         """Replace the data ledger."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ import yaml
 
 from crossover.errors import CrossoverError, RunError
 from crossover.evidence.definition import Study, read_study
-from crossover.evidence.files import dumps, write_text
+from crossover.evidence.files import dumps, room_on_disk, write_text
 from crossover.evidence.grid import costs_of, dear_evaluations, longest_first, share_grid
 from crossover.evidence.overview import Overview
-from crossover.evidence.run import RunRecord, read_run, read_status
+from crossover.evidence.run import RunRecord, read_recipe, read_run, read_status
 from crossover.evidence.tune import choose, draw_trials, read_chosen, write_chosen
 from crossover.evidence.workers import Job, cores, pack, run_jobs, share, tail
 from crossover.trees import differences
@@ -195,8 +196,7 @@ class _Runner:
 
     def _run(self, phase: str, plan: Mapping[str, dict[str, Any]]) -> bool:
         """Run the runs of a plan that are not finished; False when stopped."""
-        todo = [name for name in plan if read_status(self.folder / name)["state"] != "finished"]
-        if not todo:
+        if all(self._finished(name) for name in plan):
             return True
         trust = self.trust and bool(self.study.base.get("imports"))
         if not self._prepare(plan, trust):
@@ -206,12 +206,31 @@ class _Runner:
         share_grid(self.folder, phase, plan, costs)
         if told := dear_evaluations(plan, costs):
             self.notify(told)
+        if phase == "seeds":
+            self._adopt_trials(plan)
+        todo = [name for name in plan if not self._finished(name)]
+        if not todo:
+            return True
         jobs = [self._job(name, plan[name], trust) for name in longest_first(plan, costs) if name in todo]
         workers, told = pack(self.jobs, len(jobs), max(job.threads for job in jobs))
         self.notify(told)
         with Overview(self.folder, list(plan), self.notify) as overview:
             fleet = run_jobs(jobs, workers=workers, watch=overview.watch, ended=overview.ended)
         return not fleet.interrupted
+
+    def _finished(self, name: str) -> bool:
+        return read_status(self.folder / name)["state"] == "finished"
+
+    def _adopt_trials(self, plan: Mapping[str, dict[str, Any]]) -> None:
+        """Take over the chosen trial of an arm as the run of its seed: the same recipe gives the same run."""
+        for name, recipe in plan.items():
+            if (self.folder / name).exists():
+                continue
+            for trial in sorted((self.folder / "tune" / name.split("/")[0]).glob("trial-*")):
+                if read_status(trial)["state"] == "finished" and same_but_name(read_recipe(trial), recipe):
+                    copy_run(trial, self.folder / name, recipe)
+                    self.notify(f"{name}: is the run of {trial.relative_to(self.folder)}, which is not made again")
+                    break
 
     def _job(self, name: str, recipe: Mapping[str, Any], trust: bool) -> Job:
         command = train_command(self._write_recipe(name, recipe), self.folder / name, trust=trust)
@@ -244,6 +263,22 @@ class _Runner:
         names = [f"{arm}/seed-{seed}" for arm in self.study.arms for seed in self.study.seeds]
         finished = tuple(name for name in names if read_status(self.folder / name)["state"] == "finished")
         return finished, {name: tail(self._log(name)) for name in names if name not in finished}
+
+
+def same_but_name(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Say whether two resolved recipes differ in nothing but the run's name."""
+    # Through YAML and back, so that tuples and lists do not count as a difference.
+    return not differences(one, {**yaml.safe_load(yaml.safe_dump(dict(other))), "name": one.get("name")})
+
+
+def copy_run(source: Path, target: Path, recipe: Mapping[str, Any]) -> None:
+    """Copy a finished run without its checkpoints, under another name; the copy appears whole or not at all."""
+    temporary = target.parent / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    with room_on_disk(target):
+        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("checkpoints", ".lock", "kept"))
+        write_text(temporary / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+        temporary.rename(target)
 
 
 def try_read(folder: Path) -> RunRecord | None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from crossover.errors import RunError
 from crossover.evidence.curves import curve, headline_mode, procedures_of
-from crossover.evidence.files import read_json
-from crossover.evidence.plots import ArmCurves
+from crossover.evidence.files import read_json, read_rows
+from crossover.evidence.plots import ArmCurves, Handover
 from crossover.evidence.run import RunRecord, read_run
 from crossover.evidence.tune import read_chosen
+
+# Steps on each side of a decision over which the gradient norm is averaged.
+AROUND_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -150,10 +154,69 @@ def arm_curves(view: View) -> list[ArmCurves]:
     return found
 
 
-def handovers(run: RunRecord) -> tuple[tuple[float, float], ...]:
-    """Give FLOPs and epochs at which a run's mix changed; the start is no change."""
+def handovers(run: RunRecord) -> tuple[Handover, ...]:
+    """Give FLOPs and epochs at which a run's mix changed, and on what evidence; the start is no change."""
     return tuple(
-        (float(row["flops"]), float(row["epochs"]))
-        for row in run.decisions
+        (float(row["flops"]), float(row["epochs"]), " + ".join(evidence_of(row)))
+        for row in turning_points(run.decisions)
         if row.get("before") and row["before"] != row.get("mix") and float(row.get("flops") or 0) > 0
     )
+
+
+def turning_points(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Leave the steps of a handover out: its beginning and its end tell all of it.
+
+    Args:
+        rows: Rows of decisions.jsonl.
+
+    Returns:
+        The rows that a person wants to see.
+    """
+    kept, moving = [], False
+    for row in rows:
+        details = row.get("details") or {}
+        on_the_way = details.get("phase") == "ramp" and details.get("way", 1.0) < 1
+        if not (on_the_way and moving):
+            kept.append(row)
+        moving = on_the_way or "to" in details
+    return kept
+
+
+def changes(run: RunRecord) -> list[Mapping[str, Any]]:
+    """Give the turning points of a run without its start, which is no change of anything."""
+    return [row for row in turning_points(run.decisions) if row.get("before")]
+
+
+def evidence_of(row: Mapping[str, Any]) -> list[str]:
+    """List the kinds of evidence that a decision was taken on; a plan has none."""
+    kinds = (row.get("details") or {}).get("evidence")
+    return [str(kind) for kind in kinds] if isinstance(kinds, Sequence) and not isinstance(kinds, str) else []
+
+
+def norms_around(run: RunRecord) -> dict[int, tuple[float | None, float | None]]:
+    """Average the gradient norm over the 16 steps before and the 16 steps from each change on.
+
+    Args:
+        run: The run; its steps.jsonl is read only when it has a change.
+
+    Returns:
+        The two means by the step that a change takes effect in; None where no norm was recorded.
+
+    Raises:
+        RunError: steps.jsonl is broken.
+    """
+    starts = [row["step"] for row in changes(run) if isinstance(row.get("step"), int)]
+    if not starts:
+        return {}
+    norms = {
+        row["step"]: float(row["grad_norm"])
+        for row in read_rows(run.path / "steps.jsonl")
+        if isinstance(row.get("grad_norm"), int | float) and isinstance(row.get("step"), int)
+    }
+
+    def mean(steps: range) -> float | None:
+        known = [norms[step] for step in steps if step in norms]
+        return float(np.mean(known)) if known else None
+
+    # A decision's row carries the step that it takes effect in: that step is the first one after it.
+    return {at: (mean(range(at - AROUND_STEPS, at)), mean(range(at, at + AROUND_STEPS))) for at in starts}

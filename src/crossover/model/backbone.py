@@ -35,10 +35,15 @@ class Backbone(nn.Module):
         self.inner = inner
         self.vocabulary = vocabulary
         self.pieces = Pieces() if can_drive(inner) else None
+        self.residual_dropout = residual_dropout
         if residual_dropout > 0:
             for name, module in inner.named_modules():
                 if name.endswith((".self_attn.o_proj", ".mlp.down_proj")):
-                    module.register_forward_hook(_dropout_hook(residual_dropout))
+                    module.register_forward_hook(self._drop)
+
+    def _drop(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        # Read anew at each pass: a controller may raise the rate as the text wears out.
+        return F.dropout(output, p=self.residual_dropout, training=module.training)
 
     @property
     def device(self) -> torch.device:
@@ -168,13 +173,6 @@ class Backbone(nn.Module):
             [R] float32 nats.
         """
         return nll_R(self.read_states(inputs_BN, positions_BN, plan, reads_R), self.head_PD, targets_R)
-
-
-def _dropout_hook(rate: float) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return F.dropout(output, p=rate, training=module.training)
-
-    return hook
 
 
 def make_config(

@@ -20,7 +20,6 @@ from crossover.scoring.procedures import Procedure, Rows
 from crossover.scoring.windows import ScoringWindows
 
 
-@torch.inference_mode()
 def score(
     model: Backbone,
     windows: ScoringWindows,
@@ -46,18 +45,63 @@ def score(
     Raises:
         RunError: The model gives a score that is not a number.
     """
-    training = model.training
-    model.eval()
-    try:
-        nats_W = np.zeros(len(windows))
-        for part in procedure.rows(windows, model.vocabulary) if rows is None else rows:
-            np.add.at(nats_W, part.windows_R, _nats(model, part, precision) * part.weights_R)
-    finally:
-        model.train(training)
+    nats_W = window_nats(model, windows, procedure, precision=precision, rows=rows)
+    return make_card(nats_W, windows, procedure, {**_declared(windows, procedure, precision), **(conditions or {})})
+
+
+def window_nats(
+    model: Backbone,
+    windows: ScoringWindows,
+    procedure: Procedure,
+    *,
+    precision: str = "float32",
+    rows: Iterable[Rows] | None = None,
+) -> NDArray[np.float64]:
+    """Score each window alone.
+
+    Args:
+        model: The model; it is put into evaluation mode and back.
+        windows: What is scored.
+        procedure: How.
+        precision: "float32" or "bfloat16" compute.
+        rows: The procedure's rows for these windows, when they were made before.
+
+    Returns:
+        Nats [W] of all scored tokens of each window.
+
+    Raises:
+        RunError: The model gives a score that is not a number.
+    """
+    made = procedure.rows(windows, model.vocabulary) if rows is None else rows
+    nats_W = sum_nats(model, made, len(windows), precision)
     if not np.isfinite(nats_W).all():
         bad = int(np.flatnonzero(~np.isfinite(nats_W))[0])
         raise RunError(f"scoring with {procedure.name}: window {bad} has no finite score; the weights are not usable")
-    return make_card(nats_W, windows, procedure, {**_declared(windows, procedure, precision), **(conditions or {})})
+    return nats_W
+
+
+@torch.inference_mode()
+def sum_nats(model: Backbone, rows: Iterable[Rows], groups: int, precision: str) -> NDArray[np.float64]:
+    """Add the weighted nats of rows up.
+
+    Args:
+        model: The model; it is put into evaluation mode and back.
+        rows: What is computed; `windows_R` names the group that a read state belongs to.
+        groups: Number of groups: windows, or blocks.
+        precision: "float32" or "bfloat16" compute.
+
+    Returns:
+        Nats of each group.
+    """
+    training = model.training
+    model.eval()
+    try:
+        nats = np.zeros(groups)
+        for part in rows:
+            np.add.at(nats, part.windows_R, _nats(model, part, precision) * part.weights_R)
+    finally:
+        model.train(training)
+    return nats
 
 
 def _nats(model: Backbone, rows: Rows, precision: str) -> NDArray[np.float64]:

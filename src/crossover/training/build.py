@@ -44,6 +44,7 @@ class Workshop:
         choices: How it computes.
         budget: What it may spend.
         flops_per_token: Useful training FLOPs of a data token under each objective.
+        gear_prices: The same, and that of objectives that the controller only looks at.
         train_tokens: Tokens of text that it trains on (control text included unless a controller needs it).
     """
 
@@ -56,6 +57,7 @@ class Workshop:
     choices: Choices
     budget: Budget
     flops_per_token: Mapping[str, float]
+    gear_prices: Mapping[str, float]
     train_tokens: int
 
     def price(self, mix: Mapping[str, float]) -> float:
@@ -77,6 +79,8 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
     Raises:
         RecipeError: Settings do not fit together.
     """
+    if getattr(recipe.controller, "worn_dropout", None) is not None and recipe.model.residual_dropout == 0:
+        raise RecipeError("controller.worn_dropout: needs model.residual_dropout above 0, from which it rises")
     objectives = {name: component_of("objective", name) for name in recipe.controller.objectives()}
     shape = shape_of(recipe.model, text.vocabulary.size)
     prices = _prices(recipe, shape, text, objectives)
@@ -103,7 +107,10 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
     evaluator = Evaluator(recipe, text, shape, modes, choices.precision)
     evaluator.check()
     tokens = len(stepper.loader.tokens_U)
-    return Workshop(recipe, text, shape, model, stepper, evaluator, choices, budget, prices, tokens)
+    watching = recipe.controller.watching
+    looked_at = {name: component_of("objective", name) for name in (watching.gears if watching else ())}
+    gear_prices = _prices(recipe, shape, text, {**objectives, **looked_at})
+    return Workshop(recipe, text, shape, model, stepper, evaluator, choices, budget, prices, gear_prices, tokens)
 
 
 def _refuse_unreachable(recipe: Recipe, budget: Budget, cheapest: float, train_tokens: int) -> None:
@@ -209,7 +216,8 @@ def manifest_of(workshop: Workshop, facts: Mapping[str, Any]) -> dict[str, Any]:
         "data_order": workshop.stepper.loader.data_order_hash(),
         "tokenizer_hash": text.tokenizer.hash,
         "parameters": parameters(workshop.shape),
-        "flops_per_token": dict(workshop.flops_per_token),
+        "flops_per_token": dict(workshop.gear_prices),
+        "vocabulary": {"size": text.vocabulary.size, "predictable": text.vocabulary.predictable},
         "budget": {"currency": budget.currency, "amount": budget.amount, "stated": dict(budget.stated)},
         "choices": {**machine.as_row(workshop.choices), "attention": _attention(workshop)},
         "modes": list(workshop.evaluator.modes),

@@ -34,6 +34,13 @@ class State:
         next_decision: Data tokens at which the controller is asked next.
         skipped: Steps whose loss or gradient was not finite.
         rollbacks: Times that a run of such steps sent the weights back.
+        probe_flops: Useful FLOPs spent on probes; part of `flops`, since the budget pays for them.
+        probe_seconds: Wall-clock seconds of probes and of noting what was seen.
+        probe_turn: Where the round of probes stands.
+        signals: What each signal remembers.
+        rewarm: Data tokens at which the learning rate began to rise again, and over how many it does.
+        residual_dropout: The rate that the controller has set, or None for the recipe's.
+        retreats: Times that a shift was taken back.
     """
 
     step: int = 0
@@ -54,6 +61,13 @@ class State:
     next_decision: int = 0
     skipped: int = 0
     rollbacks: int = 0
+    probe_flops: float = 0.0
+    probe_seconds: float = 0.0
+    probe_turn: Mapping[str, Any] = field(default_factory=dict)
+    signals: Mapping[str, Any] = field(default_factory=dict)
+    rewarm: tuple[int, int] = (0, 0)
+    residual_dropout: float | None = None
+    retreats: int = 0
 
     def to_tree(self) -> dict[str, Any]:
         """Write the state as a plain mapping of JSON values."""
@@ -70,7 +84,7 @@ class State:
         if set(tree) != known:
             odd = ", ".join(sorted(set(tree) ^ known))
             raise CheckpointError(f"the checkpoint is of another version of crossover ({odd}); use that version")
-        return cls(**tree)
+        return cls(**{**tree, "rewarm": tuple(tree["rewarm"])})
 
     def spent(self, counts: Mapping[str, int], flops: Mapping[str, float], flops_6nd: float) -> State:
         """Charge one step.
@@ -126,7 +140,14 @@ class Budget:
         return self.amount if self.currency == "tokens" else self.amount / flops_per_token
 
 
-def progress_of(state: State, recipe: Recipe, budget: Budget, unique_tokens: int, flops_per_token: float) -> Progress:
+def progress_of(
+    state: State,
+    recipe: Recipe,
+    budget: Budget,
+    unique_tokens: int,
+    flops_per_token: float,
+    prices: Mapping[str, float],
+) -> Progress:
     """Say where a run stands, for its controller.
 
     Args:
@@ -135,14 +156,25 @@ def progress_of(state: State, recipe: Recipe, budget: Budget, unique_tokens: int
         budget: Its budget.
         unique_tokens: Distinct tokens of its training text.
         flops_per_token: Price of a data token under the present mix.
+        prices: Price of a data token under each objective.
 
     Returns:
         The progress record.
     """
+    training = recipe.training
     return Progress(
         data_tokens=state.data_tokens,
         unique_tokens=unique_tokens,
         budget_fraction=budget.fraction(state),
         planned_epochs=budget.tokens(flops_per_token) / unique_tokens,
         exposures=dict(state.exposures),
+        step=state.step,
+        budget_flops=budget.amount if budget.currency == "flops" else None,
+        changeable_fraction=training.learning_rate.decay_from,
+        warmup_tokens=training.learning_rate.warmup_tokens,
+        batch_tokens=training.batch_tokens,
+        context=recipe.data.context,
+        residual_dropout=recipe.model.residual_dropout,
+        seed=recipe.seed,
+        flops_per_token=prices,
     )

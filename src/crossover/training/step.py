@@ -6,7 +6,7 @@ Suffixes: B sequences, T data tokens, N inputs, R read states.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from crossover.model.backbone import Backbone
 from crossover.objectives.mixing import join, micro_batches
 from crossover.records import Example, Vocabulary
 from crossover.streams import stream, torch_seed
+from crossover.training.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class StepResult:
         loss: Nats per data token of the step.
         gradient_norm: Before clipping.
         finite: Whether loss and gradient were finite; if not, nothing was updated.
+        parts: For objectives with two micro-batches or more, when asked for: slices of each and the squared norms of
+            their gradients [M], each as the gradient of its own mean loss, then that of their mean [1].
     """
 
     losses: Mapping[str, Tensor]
     loss: Tensor
     gradient_norm: Tensor
     finite: Tensor
+    parts: Mapping[str, tuple[int, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,16 @@ class Stepper:
             ]
         )
 
-    def run(self, step: int, kinds: tuple[str, ...], learning_rate_factor: float) -> StepResult:
+    def run(
+        self, step: int, kinds: tuple[str, ...], learning_rate_factor: float, *, measure: bool = False
+    ) -> StepResult:
         """Take one optimizer step.
 
         Args:
             step: Steps taken before.
             kinds: Objective of each slice.
             learning_rate_factor: Factor on the peak learning rates.
+            measure: Whether to note how much the gradients of the step's micro-batches differ; it changes nothing.
 
         Returns:
             What happened, on the device.
@@ -99,17 +106,21 @@ class Stepper:
         slice_tokens = self.loader.windows_per_slice * self.loader.context
         step_tokens = float(slice_tokens * len(kinds))
         sums: dict[str, Tensor] = {}
+        spread = Spread(self.model, kinds) if measure else None
         for kind, slices in micro_batches(kinds, self.micro_batch_slices):
             torch.manual_seed(torch_seed(self.seed, "dropout", step, slices[0]))
             loss = self.loss(self.example(step, kind, slices), step_tokens)
             loss.backward()
+            if spread is not None:
+                spread.note(kind, len(slices))
             sums[kind] = sums[kind] + loss.detach() if kind in sums else loss.detach()
         total = torch.stack(list(sums.values())).sum()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
         finite = torch.isfinite(total) & torch.isfinite(norm)
         self._update(finite, learning_rate_factor)
         share = {kind: kinds.count(kind) / len(kinds) for kind in sums}
-        return StepResult({kind: value / share[kind] for kind, value in sums.items()}, total, norm, finite)
+        parts = spread.parts() if spread is not None else {}
+        return StepResult({kind: value / share[kind] for kind, value in sums.items()}, total, norm, finite, parts)
 
     def loss(self, example: Example, step_tokens: float) -> Tensor:
         """Compute a micro-batch's part of the step's loss.

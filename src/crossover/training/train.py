@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from crossover.data.shards import PreparedText
-from crossover.errors import CheckpointError, RunError
+from crossover.errors import RunError
 from crossover.model.shapes import parameters
 from crossover.objectives.mixing import Dealer
 from crossover.recipe import Recipe, to_tree
@@ -22,8 +22,9 @@ from crossover.training.build import Workshop, build_workshop, manifest_of
 from crossover.training.compilation import WarmUp, graphs, warm_up
 from crossover.training.evaluate import eval_row, improves, swapped
 from crossover.training.finish import finish
-from crossover.training.state import State, progress_of
-from crossover.training.step import StepResult
+from crossover.training.running import Run, clock, first_average, restore, resume, tensors
+from crossover.training.state import State
+from crossover.training.steering import Wheel, ask, build_wheel, measures, probe, record_spread, rewarmed
 from crossover.trees import fingerprint
 
 # Device values are read together every so many steps: one host sync instead of one per step.
@@ -31,32 +32,6 @@ LOG_STEPS = 16
 # So many steps in a row without a finite gradient send the weights back to the last checkpoint, so many times.
 BAD_STEPS, MOST_ROLLBACKS = 8, 3
 CHECKPOINTS = 20
-DECISIONS_PER_EPOCH = 16
-
-
-@dataclass
-class Run:
-    """A run in progress.
-
-    Args:
-        workshop: Its parts.
-        folder: Its folder.
-        recorder: Where it writes.
-        state: Where it stands.
-        averaged: Averaged weights by name, or None.
-        warm: What was compiled before the first step.
-    """
-
-    workshop: Workshop
-    folder: Path
-    recorder: Recorder
-    state: State
-    averaged: dict[str, Tensor] | None
-    warm: WarmUp
-    pending: list[tuple[dict[str, Any], StepResult]] = field(default_factory=list)
-    bad_steps: int = 0
-    started: float = field(default_factory=time.monotonic)
-    flushed: tuple[float, int] = (0.0, 0)
 
 
 def train(
@@ -83,18 +58,21 @@ def train(
     workshop = build_workshop(recipe, text, recorded)
     notify(f"{workshop.choices.device}, {workshop.choices.threads} thread(s); {workshop.choices.reason}")
     recorder.manifest(manifest_of(workshop, machine.facts()))
-    run = Run(workshop, folder, recorder, State(), _first_average(workshop), _warm_up(workshop, notify))
-    _resume(run)
+    wheel = build_wheel(workshop, text)
+    run = Run(workshop, folder, recorder, State(), first_average(workshop), _warm_up(workshop, notify), wheel.prober)
+    resume(run)
     budget = workshop.budget
     while budget.fraction(run.state) < 1:
-        _decide(run)
-        _step(run)
+        ask(run, wheel)
+        probe(run, wheel, _step(run, wheel))
         done = budget.fraction(run.state) >= 1
         if done or run.state.data_tokens >= run.state.next_evaluation:
             _evaluate(run)
         if done or run.state.data_tokens >= run.state.next_checkpoint:
             _save(run)
     finish(workshop, folder, recorder, run.state.best)
+    # Weights that a shift might have gone back to; none will any more.
+    shutil.rmtree(folder / "kept", ignore_errors=True)
 
 
 def _warm_up(workshop: Workshop, notify: Callable[[str], None]) -> WarmUp:
@@ -105,96 +83,26 @@ def _warm_up(workshop: Workshop, notify: Callable[[str], None]) -> WarmUp:
     return warm
 
 
-def _first_average(workshop: Workshop) -> dict[str, Tensor] | None:
-    if workshop.recipe.training.ema_decay is None:
-        return None
-    return {name: value.detach().clone() for name, value in workshop.model.inner.named_parameters()}
-
-
-def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
-    groups = {
-        "model": dict(run.workshop.model.inner.named_parameters()),
-        "optimizer": checkpoint.optimizer_tensors(run.workshop.stepper.optimizers),
-    }
-    return groups if run.averaged is None else {**groups, "ema": run.averaged}
-
-
-def _resume(run: Run) -> None:
-    checkpoints = checkpoint.existing(run.folder / "checkpoints")
-    if not checkpoints:
-        run.recorder.cut_back(0)
-        return
-    # First whose it is: the tensors of another recipe would not fit, and would not say why.
-    if checkpoint.load_state(checkpoints[-1]).get("recipe") != fingerprint(to_tree(run.workshop.recipe)):
-        raise CheckpointError(f"{checkpoints[-1]}: is a checkpoint of another recipe; use another --run-dir")
-    tree = _restore(run, checkpoints[-1])
-    run.state = State.from_tree(tree["state"])
-    run.bad_steps = int(tree["bad_steps"])
-    run.flushed = (0.0, run.state.data_tokens)
-    run.recorder.cut_back(run.state.step)
-
-
-@torch.no_grad()
-def _restore(run: Run, folder: Path) -> dict[str, Any]:
-    names = ["model", "optimizer"] + ([] if run.averaged is None else ["ema"])
-    tensors, tree = checkpoint.load(folder, names)
-    for name, parameter in run.workshop.model.inner.named_parameters():
-        parameter.copy_(tensors["model"][name])
-    checkpoint.restore_optimizers(run.workshop.stepper.optimizers, tensors["optimizer"])
-    if run.averaged is not None:
-        run.averaged = {name: tensors["ema"][name].to(value.device) for name, value in run.averaged.items()}
-    return tree
-
-
-def _clock(run: Run) -> dict[str, Any]:
-    state = run.state
-    return {
-        "step": state.step,
-        "data_tokens": state.data_tokens,
-        "epochs": state.data_tokens / run.workshop.train_tokens,
-        "flops": state.flops,
-        "flops_6nd": state.flops_6nd,
-        "seconds": round(state.seconds + time.monotonic() - run.started, 3),
-        "mix": dict(state.mix),
-    }
-
-
-def _decide(run: Run) -> None:
-    """Ask the controller when it is due and the learning rate does not decay yet."""
-    workshop, state = run.workshop, run.state
-    frozen = workshop.budget.fraction(state) >= workshop.recipe.training.learning_rate.decay_from
-    if state.mix and (frozen or state.data_tokens < state.next_decision):
-        return
-    price = workshop.price(state.mix) if state.mix else max(workshop.flops_per_token.values())
-    progress = progress_of(state, workshop.recipe, workshop.budget, workshop.train_tokens, price)
-    memory, decision = workshop.recipe.controller.decide(state.controller, {}, progress)
-    mix = dict(decision.mix.shares)
-    every = max(1, workshop.train_tokens // DECISIONS_PER_EPOCH)
-    due = state.data_tokens // every * every + every
-    run.state = replace(state, mix=mix, controller=dict(memory), next_decision=due)
-    if mix != state.mix:
-        row = {**_clock(run), "before": dict(state.mix), "reason": decision.reason, "details": dict(decision.details)}
-        # The step that it takes effect in: a run that resumes from the checkpoint before it decides anew.
-        run.recorder.decision({**row, "step": state.step + 1})
-
-
-def _step(run: Run) -> None:
+def _step(run: Run, wheel: Wheel) -> tuple[str, ...]:
     workshop, state = run.workshop, run.state
     training, loader = workshop.recipe.training, workshop.stepper.loader
     dealer, kinds = Dealer(state.debts).deal(state.present_mix, loader.slices_per_step)
     slice_tokens = training.batch_tokens // loader.slices_per_step
     fraction = workshop.budget.fraction(state)
-    factor = training.learning_rate.factor(state.data_tokens + training.batch_tokens, fraction)
-    result = workshop.stepper.run(state.step, kinds, factor)
+    factor = training.learning_rate.factor(state.data_tokens + training.batch_tokens, fraction) * rewarmed(run)
+    result = workshop.stepper.run(state.step, kinds, factor, measure=measures(run, wheel))
     _average(run)
     counts = {kind: kinds.count(kind) * slice_tokens for kind in dict.fromkeys(kinds)}
     flops = {kind: count * workshop.flops_per_token[kind] for kind, count in counts.items()}
     whole = 6.0 * parameters(workshop.shape) * training.batch_tokens
     run.state = replace(state.spent(counts, flops, whole), debts=dict(dealer.debts))
-    row = {**_clock(run), "learning_rate": factor * training.optimizer.learning_rate}
+    row = {**clock(run), "learning_rate": factor * training.optimizer.learning_rate}
+    if result.parts:
+        record_spread(run, wheel, result.parts)
     run.pending.append((row, result))
     if len(run.pending) >= LOG_STEPS:
         _flush(run)
+    return kinds
 
 
 @torch.no_grad()
@@ -255,11 +163,11 @@ def _roll_back(run: Run) -> None:
     why = f"{BAD_STEPS} steps in a row had no finite loss or gradient (last at step {run.state.step})"
     if not checkpoints or run.state.rollbacks >= MOST_ROLLBACKS:
         raise RunError(f"{run.folder}: {why}; lower training.optimizer.learning_rate or look at the data")
-    tree = _restore(run, checkpoints[-1])
+    tree = restore(run, checkpoints[-1])
     run.bad_steps = 0
     run.state = replace(run.state, rollbacks=run.state.rollbacks + 1)
     reason = f"{why}: weights and optimizer go back to step {tree['state']['step']}, the clock goes on"
-    run.recorder.decision({**_clock(run), "before": dict(run.state.mix), "reason": reason, "details": {}})
+    run.recorder.decision({**clock(run), "before": dict(run.state.mix), "reason": reason, "details": {}})
 
 
 def _evaluate(run: Run) -> None:
@@ -272,7 +180,7 @@ def _evaluate(run: Run) -> None:
         cards, flops = workshop.evaluator.dev(workshop.model)
         best = dict(run.state.best)
         for name, card in cards.items():
-            run.recorder.evaluation(eval_row(card, _clock(run)))
+            run.recorder.evaluation(eval_row(card, clock(run)))
             if improves(best, name, card):
                 best[name] = {"step": run.state.step, "bits_per_byte": card.bits_per_byte}
                 _keep_best(run, name, best[name])
@@ -306,7 +214,10 @@ def _save(run: Run) -> None:
     run.recorder.flush()
     run.recorder.ledger(_ledger(run))
     tree = {"state": run.state.to_tree(), "recipe": fingerprint(to_tree(recipe)), "bad_steps": run.bad_steps}
-    checkpoint.save(run.folder / "checkpoints", run.state.step, _tensors(run), tree, recipe.training.keep_checkpoints)
+    groups = tensors(run)
+    if run.prober is not None and (bits := run.prober.tensors()):
+        groups["probes"] = bits
+    checkpoint.save(run.folder / "checkpoints", run.state.step, groups, tree, recipe.training.keep_checkpoints)
 
 
 def _ledger(run: Run) -> dict[str, Any]:
@@ -319,6 +230,8 @@ def _ledger(run: Run) -> dict[str, Any]:
         "flops": state.flops,
         "flops_6nd": state.flops_6nd,
         "flops_by_objective": dict(state.flops_by_objective),
+        "probe_flops": state.probe_flops,
+        "probe_seconds": round(state.probe_seconds, 3),
         "evaluation_flops": state.evaluation_flops,
         "evaluation_seconds": round(state.evaluation_seconds, 3),
         "graphs": {
@@ -328,5 +241,6 @@ def _ledger(run: Run) -> dict[str, Any]:
         },
         "skipped_steps": state.skipped,
         "rollbacks": state.rollbacks,
+        "retreats": state.retreats,
         "seconds": state.seconds,
     }

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from crossover.records import Decision, Mix, Progress, Reading
+from crossover.control.controllers.watching import names_of
+from crossover.records import Decision, Mix, Progress, Reading, Watching
 from crossover.registry import MixField, register
 
 State = Mapping[str, Any]
@@ -18,6 +19,11 @@ class Controller(Protocol):
     @property
     def uses_control_text(self) -> bool:
         """Whether it needs held-out control text; every other arm trains on that text."""
+        ...
+
+    @property
+    def watching(self) -> Watching | None:
+        """What it wants to be told, or None: a plan needs no probes."""
         ...
 
     @property
@@ -54,6 +60,7 @@ class Constant:
 
     mix: MixField
     uses_control_text = False
+    watching = None
     first_change_epochs = 0.0
 
     def objectives(self) -> tuple[str, ...]:
@@ -80,6 +87,7 @@ class Switch:
     before: MixField
     after: MixField
     uses_control_text = False
+    watching = None
 
     def __post_init__(self) -> None:
         if self.at_epochs <= 0:
@@ -92,7 +100,7 @@ class Switch:
 
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that a decision may ask for."""
-        return _names(self.before, self.after)
+        return names_of(self.before, self.after)
 
     def decide(self, state: State, readings: Mapping[str, Reading], progress: Progress) -> tuple[State, Decision]:
         """Change the mix once the text has been seen often enough."""
@@ -121,6 +129,7 @@ class Ramp:
     before: MixField
     after: MixField
     uses_control_text = False
+    watching = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.from_epochs < self.to_epochs:
@@ -133,7 +142,7 @@ class Ramp:
 
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that a decision may ask for."""
-        return _names(self.before, self.after)
+        return names_of(self.before, self.after)
 
     def decide(self, state: State, readings: Mapping[str, Reading], progress: Progress) -> tuple[State, Decision]:
         """Move the shares in proportion to the way through the ramp."""
@@ -145,7 +154,9 @@ class Ramp:
             phase = f"{100 * way:.0f}% through the ramp of {self.from_epochs:g} to {self.to_epochs:g} epochs"
         else:
             phase = f"after the ramp, which ended at {self.to_epochs:g} epochs"
-        return state, Decision(mix, f"the text has been seen {progress.epochs:.2f} times, {phase}: {mix.describe()}")
+        details = {"phase": "ramp", "way": way} if 0 < way < 1 else {}
+        seen = f"the text has been seen {progress.epochs:.2f} times"
+        return state, Decision(mix, f"{seen}, {phase}: {mix.describe()}", details)
 
 
 @register("controller", "block_growth")
@@ -161,6 +172,7 @@ class BlockGrowth:
     every_epochs: float
     sizes: tuple[int, ...] = (1, 4, 16, 0)
     uses_control_text = False
+    watching = None
 
     def __post_init__(self) -> None:
         if self.every_epochs <= 0:
@@ -183,7 +195,3 @@ class BlockGrowth:
         mix = Mix(((self.objectives()[stage], 1.0),))
         reason = f"the text has been seen {progress.epochs:.2f} times, {self.every_epochs:g} per size: {mix.describe()}"
         return state, Decision(mix, reason)
-
-
-def _names(*mixes: Mix) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for mix in mixes for name, _ in mix.shares))

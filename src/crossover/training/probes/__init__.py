@@ -1,0 +1,1 @@
+"""Probes: training and held-out text turned into the numbers that signals read, without a trace on the training."""

@@ -1,0 +1,120 @@
+"""A run in progress: its parts, its clock, and the tensors that a checkpoint keeps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossover.errors import CheckpointError
+from crossover.recipe import to_tree
+from crossover.records import Recorder
+from crossover.training import checkpoint
+from crossover.training.build import Workshop
+from crossover.training.compilation import WarmUp
+from crossover.training.probes.prober import Prober
+from crossover.training.state import State
+from crossover.training.step import StepResult
+from crossover.trees import fingerprint
+
+
+@dataclass
+class Run:
+    """A run in progress.
+
+    Args:
+        workshop: Its parts.
+        folder: Its folder.
+        recorder: Where it writes.
+        state: Where it stands.
+        averaged: Averaged weights by name, or None.
+        warm: What was compiled before the first step.
+        prober: Its probes, whose tensors a checkpoint keeps too, or None.
+        pending: Steps whose device values have not been read yet.
+        bad_steps: Steps in a row whose loss or gradient was not finite.
+        started: When its seconds were last counted.
+        flushed: Seconds and data tokens at the last reading.
+    """
+
+    workshop: Workshop
+    folder: Path
+    recorder: Recorder
+    state: State
+    averaged: dict[str, Tensor] | None
+    warm: WarmUp
+    prober: Prober | None = None
+    pending: list[tuple[dict[str, Any], StepResult]] = field(default_factory=list)
+    bad_steps: int = 0
+    started: float = field(default_factory=time.monotonic)
+    flushed: tuple[float, int] = (0.0, 0)
+
+
+def first_average(workshop: Workshop) -> dict[str, Tensor] | None:
+    """Begin the averaged weights at the first ones, if the recipe asks for averages."""
+    if workshop.recipe.training.ema_decay is None:
+        return None
+    return {name: value.detach().clone() for name, value in workshop.model.inner.named_parameters()}
+
+
+def tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+    """Group what is trained by the file that it goes into."""
+    groups = {
+        "model": dict(run.workshop.model.inner.named_parameters()),
+        "optimizer": checkpoint.optimizer_tensors(run.workshop.stepper.optimizers),
+    }
+    return groups if run.averaged is None else {**groups, "ema": run.averaged}
+
+
+def resume(run: Run) -> None:
+    """Take a run up at its newest checkpoint, and forget what was recorded after it.
+
+    Raises:
+        CheckpointError: The checkpoint is of another recipe or version, or damaged.
+    """
+    checkpoints = checkpoint.existing(run.folder / "checkpoints")
+    if not checkpoints:
+        run.recorder.cut_back(0)
+        return
+    # First whose it is: the tensors of another recipe would not fit, and would not say why.
+    if checkpoint.load_state(checkpoints[-1]).get("recipe") != fingerprint(to_tree(run.workshop.recipe)):
+        raise CheckpointError(f"{checkpoints[-1]}: is a checkpoint of another recipe; use another --run-dir")
+    tree = restore(run, checkpoints[-1])
+    if run.prober is not None and run.prober.tensors():
+        run.prober.restore(checkpoint.load(checkpoints[-1], ["probes"])[0]["probes"])
+    run.state = State.from_tree(tree["state"])
+    if run.state.residual_dropout is not None:
+        run.workshop.model.residual_dropout = run.state.residual_dropout
+    run.bad_steps = int(tree["bad_steps"])
+    run.flushed = (0.0, run.state.data_tokens)
+    run.recorder.cut_back(run.state.step)
+
+
+@torch.no_grad()
+def restore(run: Run, folder: Path) -> dict[str, Any]:
+    """Put weights, optimizer and averages back to a folder's; returns what the folder says."""
+    names = ["model", "optimizer"] + ([] if run.averaged is None else ["ema"])
+    found, tree = checkpoint.load(folder, names)
+    for name, parameter in run.workshop.model.inner.named_parameters():
+        parameter.copy_(found["model"][name])
+    checkpoint.restore_optimizers(run.workshop.stepper.optimizers, found["optimizer"])
+    if run.averaged is not None:
+        run.averaged = {name: found["ema"][name].to(value.device) for name, value in run.averaged.items()}
+    return tree
+
+
+def clock(run: Run) -> dict[str, Any]:
+    """Say where the run stands, for a row of a log."""
+    state = run.state
+    return {
+        "step": state.step,
+        "data_tokens": state.data_tokens,
+        "epochs": state.data_tokens / run.workshop.train_tokens,
+        "flops": state.flops,
+        "flops_6nd": state.flops_6nd,
+        "seconds": round(state.seconds + time.monotonic() - run.started, 3),
+        "mix": dict(state.mix),
+    }

@@ -1,0 +1,65 @@
+"""How much the gradients of one step's micro-batches differ: seen on the way, for one more copy of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Spread:
+    """Takes the gradients of micro-batches apart while they add up.
+
+    A micro-batch leaves its part of the step's gradient, scaled by its share of the step's tokens. The difference that
+    it makes to `.grad`, divided by that share, is the gradient of its own mean loss.
+
+    Args:
+        model: Holds the gradients.
+        kinds: Objective of each slice of the step.
+    """
+
+    model: nn.Module
+    kinds: Sequence[str]
+    before: list[Tensor] = field(default_factory=list)
+    norms2: dict[str, list[Tensor]] = field(default_factory=dict)
+    sizes: dict[str, list[int]] = field(default_factory=dict)
+    sums: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def note(self, kind: str, slices: int) -> None:
+        """Look at the gradient after a micro-batch's backward pass.
+
+        Args:
+            kind: Its objective.
+            slices: Slices that it had.
+        """
+        now = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if len(self.before) != len(now):
+            self.before = [torch.zeros_like(gradient) for gradient in now]
+        own = [(new - old) * (len(self.kinds) / slices) for new, old in zip(now, self.before, strict=True)]
+        self.before = [gradient.clone() for gradient in now]
+        self.norms2.setdefault(kind, []).append(_norm2(own))
+        self.sizes.setdefault(kind, []).append(slices)
+        known = self.sums.get(kind)
+        self.sums[kind] = own if known is None else [old + new for old, new in zip(known, own, strict=True)]
+
+    def parts(self) -> dict[str, tuple[int, Tensor]]:
+        """Give the squared norms of each objective's micro-batches, then that of their mean, still on the device.
+
+        Returns:
+            Slices of a micro-batch and norms [M + 1] by objective; objectives with one micro-batch, or with
+            micro-batches of unequal size, are left out.
+        """
+        found = {}
+        for kind, norms2 in self.norms2.items():
+            if len(norms2) > 1 and len(set(self.sizes[kind])) == 1:
+                mean = _norm2(self.sums[kind]) / len(norms2) ** 2
+                found[kind] = self.sizes[kind][0], torch.stack([*norms2, mean])
+        return found
+
+
+def _norm2(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
