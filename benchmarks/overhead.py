@@ -33,8 +33,8 @@ from crossover.training import train as loop
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
 # Calls of the recorder, and functions of the loop that are there only for what is written.
-RECORDER = ("step", "evaluation", "decision", "ledger", "progress", "flush")
-LOOP = ("_clock", "_flush", "_show", "_ledger")
+RECORDER = ("step", "evaluation", "decision", "signal", "ledger", "progress", "flush")
+LOOP = ("clock", "_flush", "_show", "_ledger")
 CHECKPOINT_TOKENS = 80_000
 ALL, BESIDE = "all of the writing", ("evaluations", "checkpoints")
 

@@ -91,10 +91,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Interrupt the run when it is about to take a step."""
     run = Stepper.run
 
-    def stopping(self: Stepper, number: int, *arguments: Any) -> Any:
+    def stopping(self: Stepper, number: int, *arguments: Any, **options: Any) -> Any:
         if number == step:
             raise KeyboardInterrupt
-        return run(self, number, *arguments)
+        return run(self, number, *arguments, **options)
 
     monkeypatch.setattr(Stepper, "run", stopping)
 
@@ -172,9 +172,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """Make the loss of some steps infinite."""
     run, compute, now = Stepper.run, Stepper.loss, [0]
 
-    def noting(self: Stepper, step: int, *arguments: Any) -> Any:
+    def noting(self: Stepper, step: int, *arguments: Any, **options: Any) -> Any:
         now[0] = step
-        return run(self, step, *arguments)
+        return run(self, step, *arguments, **options)
 
     def spoilt(self: Stepper, *arguments: Any) -> Tensor:
         return compute(self, *arguments) * (float("inf") if now[0] in bad else 1.0)
@@ -199,7 +199,7 @@ def test_a_run_of_bad_steps_goes_back_to_the_checkpoint(monkeypatch, trained):
     first_bad = 12
     spoil(monkeypatch, set(range(first_bad, first_bad + loop.BAD_STEPS)))
     restored: list[tuple[int, int]] = []
-    restore = loop._restore
+    restore = loop.restore
 
     def watch(run: loop.Run, folder: Any) -> Any:
         tree = restore(run, folder)
@@ -213,7 +213,7 @@ def test_a_run_of_bad_steps_goes_back_to_the_checkpoint(monkeypatch, trained):
         assert all(torch.equal(value, saved["ema"][name]) for name, value in run.averaged.items())
         return tree
 
-    monkeypatch.setattr(loop, "_restore", watch)
+    monkeypatch.setattr(loop, "restore", watch)
     notes = trained(training__ema_decay=0.9)
     assert len(restored) == 1
     noticed, back_to = restored[0]
