@@ -78,13 +78,26 @@ def test_the_mean_of_the_parts_lies_within_its_error():
 
 
 def test_probes_of_a_gear_fade_by_half():
-    found = fold(Alignment(), [row([20.0, 40.0]), row([80.0, 100.0])])
+    found = fold(Alignment(0.5), [row([20.0, 40.0]), row([80.0, 100.0])])
     assert found["alignment:masked"].value == pytest.approx((0.5 * 1.5 + 4.5) / 1.5)
     one = 0.5
     assert found["alignment:masked"].standard_error == pytest.approx(math.hypot(0.5 * one, one) / 1.5)
     assert found["alignment.probes:masked"].value == 2
-    newest = fold(Alignment(0.0), [row([20.0, 40.0]), row([80.0, 100.0])])
+    newest = fold(Alignment(), [row([20.0, 40.0]), row([80.0, 100.0])])
     assert newest["alignment:masked"].value == pytest.approx(4.5)
+
+
+def test_a_loss_with_large_weights_has_no_larger_alignment():
+    plain, heavy = row([20.0, 40.0]), row([200.0, 400.0])
+    found = [fold(Alignment(), [{**item, "own_norm2": norm2}]) for item, norm2 in ((plain, 4.0), (heavy, 400.0))]
+    values = [item["alignment:masked"] for item in found]
+    assert values[0].value == pytest.approx(values[1].value) == pytest.approx(0.75)
+    assert values[0].standard_error == pytest.approx(values[1].standard_error)
+
+
+def test_what_was_not_finite_is_left_out_as_null():
+    for broken in ({"along_M": [None, 1.0]}, {"control_norm2": None}):
+        assert fold(Alignment(), [{**row([20.0, 40.0]), **broken}]) == {}
 
 
 def test_one_probe_is_enough_and_one_part_is_as_uncertain_as_it_is_large():
@@ -159,7 +172,7 @@ def test_unit_means_move_with_a_constant_and_their_errors_do_not(units, constant
 
 
 def test_they_have_names_and_refuse_what_makes_no_sense():
-    assert component_of("signal", "alignment") == Alignment(0.5)
+    assert component_of("signal", "alignment") == Alignment(0.0)
     assert component_of("signal", "gap").probes == ("loss",)
     with pytest.raises(RecipeError, match="decay"):
         component_of("signal", "alignment(1.0)")

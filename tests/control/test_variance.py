@@ -172,7 +172,7 @@ def test_foreign_rows_change_nothing():
 
 def test_it_has_a_name_and_refuses_what_makes_no_sense():
     made = component_of("signal", "variance(decay=0.99)")
-    assert made == Variance(0.99) and made.probes == ("gradient",)
+    assert made == Variance(0.99) and made.probes == ("gradient", "clip")
     assert dump(made) == {"name": "variance", "decay": 0.99}
     with pytest.raises(RecipeError, match="decay"):
         component_of("signal", "variance(1.0)")

@@ -93,10 +93,11 @@ def test_next_token_prediction_is_new_in_the_first_epoch_only():
 def test_weights_lie_between_tokens_and_types():
     found = Novelty(loader(), WORDS.size)
     count_V = np.bincount(found.loader.tokens_U, minlength=WORDS.size)
-    assert found.total == pytest.approx((count_V**0.5).sum())
+    assert found.total == pytest.approx(len(found.loader.tokens_U)), "weights are of mean 1"
     expose(found, "autoregressive", 0, 1)
     index = found.loader.batch_indices(0, 0)
-    weights = count_V[found.loader.tokens_U[index]] ** -0.5
+    every = count_V[found.loader.tokens_U] ** -0.5
+    weights = count_V[found.loader.tokens_U[index]] ** -0.5 / every.mean()
     assert found.row()["exposures"] == pytest.approx(weights.sum())
 
 
@@ -161,6 +162,7 @@ def test_counts_are_those_of_the_bitset():
     expose(found, "block(4)", 60, 60)
     count_V = np.bincount(found.loader.tokens_U, minlength=WORDS.size)
     weights = count_V[found.loader.tokens_U] ** -0.5
+    weights = weights / weights.mean()
     set_KI = (found.bits_I[None] >> np.arange(16)[:, None]) & 1
     row = found.row()
     assert row["seen_K"] == pytest.approx((set_KI @ weights / weights.sum()).tolist())
@@ -176,6 +178,7 @@ def test_an_instance_that_comes_twice_in_a_slice_is_new_once(size, steps, seed):
     expose(found, "autoregressive", 0, steps)
     exposed = np.unique(np.concatenate([found.loader.batch_indices(step, 0).ravel() for step in range(steps)]))
     weights = np.bincount(text, minlength=WORDS.size)[text].astype(float) ** -0.5
+    weights /= weights.mean()
     row = found.row()
     assert row["new"] == pytest.approx(weights[exposed].sum())
     assert row["exposures"] >= row["new"] - 1e-9

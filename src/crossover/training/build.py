@@ -79,8 +79,9 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
     Raises:
         RecipeError: Settings do not fit together.
     """
-    if getattr(recipe.controller, "worn_dropout", None) is not None and recipe.model.residual_dropout == 0:
-        raise RecipeError("controller.worn_dropout: needs model.residual_dropout above 0, from which it rises")
+    worn, fresh = getattr(recipe.controller, "worn_dropout", None), recipe.model.residual_dropout
+    if worn is not None and not 0 < fresh < worn:
+        raise RecipeError(f"controller.worn_dropout: {worn:g} must be above model.residual_dropout {fresh:g}, above 0")
     objectives = {name: component_of("objective", name) for name in recipe.controller.objectives()}
     shape = shape_of(recipe.model, text.vocabulary.size)
     prices = _prices(recipe, shape, text, objectives)

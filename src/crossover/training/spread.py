@@ -1,4 +1,7 @@
-"""How much the gradients of one step's micro-batches differ: seen on the way, for one more copy of the gradient."""
+"""How much the gradients of one step's micro-batches differ, seen on the way.
+
+A step that is looked at holds the gradient three times more, and once more for each further objective.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Spread:
 
     model: nn.Module
     kinds: Sequence[str]
-    before: list[Tensor] = field(default_factory=list)
+    before: dict[str, Tensor] = field(default_factory=dict)
     norms2: dict[str, list[Tensor]] = field(default_factory=dict)
     sizes: dict[str, list[int]] = field(default_factory=dict)
     sums: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -36,11 +39,13 @@ class Spread:
             kind: Its objective.
             slices: Slices that it had.
         """
-        now = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        if len(self.before) != len(now):
-            self.before = [torch.zeros_like(gradient) for gradient in now]
-        own = [(new - old) * (len(self.kinds) / slices) for new, old in zip(now, self.before, strict=True)]
-        self.before = [gradient.clone() for gradient in now]
+        own = []
+        for name, parameter in self.model.named_parameters():
+            # A parameter that no micro-batch has reached yet has a gradient of 0.
+            now = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            old = self.before.get(name)
+            own.append((now.clone() if old is None else now - old) * (len(self.kinds) / slices))
+            self.before[name] = now.clone()
         self.norms2.setdefault(kind, []).append(_norm2(own))
         self.sizes.setdefault(kind, []).append(slices)
         known = self.sums.get(kind)

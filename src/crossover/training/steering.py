@@ -132,7 +132,8 @@ def _obey(run: Run, decision: Decision) -> None:
         if not place.is_dir():
             raise RunError(f"{place}: the weights to go back to are gone; restore the folder, or set retreat=false")
         restore(run, place)
-        run.state = replace(run.state, retreats=state.retreats + 1)
+        # A checkpoint soon, so that a rescue from bad steps does not undo the retreat.
+        run.state = replace(run.state, retreats=state.retreats + 1, next_checkpoint=0)
 
 
 def rewarmed(run: Run) -> float:
@@ -151,7 +152,9 @@ def probe(run: Run, wheel: Wheel, kinds: tuple[str, ...]) -> None:
         wheel: Its probes and signals.
         kinds: Objective of each slice of the step.
     """
-    if wheel.prober is None:
+    frozen = run.workshop.budget.fraction(run.state) >= run.workshop.recipe.training.learning_rate.decay_from
+    if wheel.prober is None or frozen:
+        # Nobody will be asked again: what is measured now would be paid for nothing.
         return
     began, state = time.monotonic(), run.state
     wheel.prober.observe(state.step - 1, kinds)
@@ -174,7 +177,9 @@ def probe(run: Run, wheel: Wheel, kinds: tuple[str, ...]) -> None:
 
 def measures(run: Run, wheel: Wheel) -> bool:
     """Whether the next step's micro-batches should be compared: a few times an epoch, where a signal reads it."""
-    if wheel.prober is None or "gradient" not in wheel.kinds:
+    # Probes look at the model without dropout; a step with dropout would measure another noise.
+    model = run.workshop.recipe.model
+    if wheel.prober is None or "gradient" not in wheel.kinds or model.residual_dropout or model.attention_dropout:
         return False
     state, every = run.state, max(1, run.workshop.train_tokens // SPREADS_PER_EPOCH)
     return state.data_tokens // every != (state.data_tokens + run.workshop.recipe.training.batch_tokens) // every
@@ -191,7 +196,7 @@ def record_spread(run: Run, wheel: Wheel, parts: Mapping[str, tuple[int, Tensor]
     loader, training = run.workshop.stepper.loader, run.workshop.recipe.training
     slice_tokens = training.batch_tokens // loader.slices_per_step
     for gear, (slices, norms) in parts.items():
-        *each, mean = [float(value) for value in norms]
+        *each, mean = norms.tolist()
         row = {
             "probe": "gradient",
             "gear": gear,

@@ -10,8 +10,10 @@ from crossover.control.calibration import Thresholds
 from crossover.records import Mix, Progress, Reading
 
 State = Mapping[str, Any]
-# Rows that a slope needs; after a shift it needs as many of the new mix.
-FEWEST_ROWS = 5
+# Rows that a slope is fitted to; after a shift it needs as many of the new mix.
+FITTED_ROWS = 6
+# Errors that a lead must exceed: Student's t with the three degrees of freedom of four parts, one-sided 95%.
+LEADS_ERRORS = 2.353
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,16 @@ class Memory:
         others = {name: share for name, share in self.mix.items() if name != gear}
         return self.main if gear != self.main else max(others, key=lambda name: others[name], default="")
 
-    def arrived(self, mix: Mix, progress: Progress) -> Memory:
+    def arrived(self, mix: Mix, progress: Progress, readings: Mapping[str, Reading]) -> Memory:
         """Hold a mix from now on; evidence begins anew."""
+        evaluations = readings.get("evaluations")
         return replace(
             self,
             mix=dict(mix.shares),
             origin={},
             since_tokens=progress.data_tokens,
             streaks={},
-            arrived_evaluations=self.counted.get("evaluations", 0.0),
+            arrived_evaluations=evaluations.value if evaluations is not None else 0.0,
         )
 
     def set_out(self, mix: Mix, progress: Progress) -> Memory:
@@ -129,9 +132,8 @@ def count_evidence(
     if _is_new(readings, "evaluations", counted):
         mode = target_mode(readings, target)
         rising = readings.get(f"curvature.rising:{mode}")
-        # A fit that reaches back before the present mix sees the handover's jump, not a trend.
-        fresh = memory.arrived_evaluations == 0 or counted["evaluations"] >= memory.arrived_evaluations + FEWEST_ROWS
-        fires = fresh and rising is not None and rising.ready and rising.value > thresholds.rising_probability
+        known = rising is not None and rising.ready and fresh(memory, readings)
+        fires = rising is not None and known and rising.value > thresholds.rising_probability
         streaks["rising"] = streaks.get("rising", 0) + 1 if fires else 0
     for gear in gears:
         rival, probes = memory.rival(gear), f"alignment.probes:{gear}"
@@ -145,6 +147,14 @@ def count_evidence(
     return replace(memory, streaks=streaks, counted=counted)
 
 
+def fresh(memory: Memory, readings: Mapping[str, Reading]) -> bool:
+    """Whether slopes are of the present mix alone: a fit that reaches back sees the handover's jump, not a trend."""
+    if memory.arrived_evaluations == 0:
+        return True
+    evaluations = readings.get("evaluations")
+    return evaluations is not None and evaluations.value >= memory.arrived_evaluations + FITTED_ROWS
+
+
 def _is_new(readings: Mapping[str, Reading], name: str, counted: dict[str, float]) -> bool:
     reading = readings.get(name)
     if reading is None or reading.value == counted.get(name, 0.0):
@@ -154,10 +164,10 @@ def _is_new(readings: Mapping[str, Reading], name: str, counted: dict[str, float
 
 
 def _leads(readings: Mapping[str, Reading], gear: str, other: str, ratio: float) -> bool:
-    """Whether a gear's gradient helps the held-out loss more per FLOP, beyond the error of the difference."""
+    """Whether a gear's gradient helps the held-out loss more per FLOP, beyond chance."""
     mine, theirs = readings.get(f"alignment:{gear}"), readings.get(f"alignment:{other}")
     if mine is None or theirs is None or not mine.ready or not theirs.ready:
         return False
     ahead = mine.value - ratio * max(theirs.value, 0.0)
     error = (mine.standard_error**2 + (ratio * theirs.standard_error) ** 2) ** 0.5
-    return mine.value > 0 and ahead > error
+    return mine.value > 0 and ahead > LEADS_ERRORS * error

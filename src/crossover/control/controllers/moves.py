@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossover.control.calibration import Thresholds
-from crossover.control.controllers.memory import Memory, share_of_autoregressive, target_mode
+from crossover.control.controllers.memory import Memory, fresh, share_of_autoregressive, target_mode
 from crossover.records import Mix, Progress, Reading
 
 
@@ -257,10 +257,11 @@ def judged_now(memory: Memory, progress: Progress, retreat_epochs: float | None)
     return gone >= (left / 4 if retreat_epochs is None else retreat_epochs * progress.unique_tokens)
 
 
-def projected_loss(readings: Mapping[str, Reading], progress: Progress, target: str) -> float | None:
+def projected_loss(memory: Memory, readings: Mapping[str, Reading], progress: Progress, target: str) -> float | None:
     """Give the lowest loss that a mode of the target has, or will have when the learning rate begins to decay.
 
     Args:
+        memory: Tells whether the slopes are of the present mix alone; else the loss is taken as it is.
         readings: Signals by name.
         progress: Where the run stands.
         target: The held-out loss that is minimised.
@@ -274,9 +275,19 @@ def projected_loss(readings: Mapping[str, Reading], progress: Progress, target: 
         mode = name.partition(":")[2]
         slope = readings.get(f"curvature.slope:{mode}")
         if name.startswith("curvature.loss:") and reading.ready and target in ("best", mode):
-            fall = min(0.0, slope.value) * math.log(end) if slope is not None and slope.ready else 0.0
+            known = slope is not None and slope.ready and fresh(memory, readings)
+            fall = min(0.0, slope.value) * math.log(end) if slope is not None and known else 0.0
             found.append(reading.value + fall)
     return min(found) if found else None
+
+
+def stand_in(mix: Mix, name: str, other: str) -> Mix:
+    """Let one objective stand in for another; where both are in the mix, their shares add up."""
+    shares: dict[str, float] = {}
+    for each, part in mix.shares:
+        dressed = other if each == name else each
+        shares[dressed] = shares.get(dressed, 0.0) + part
+    return Mix(tuple(shares.items()))
 
 
 def _tokens_left(progress: Progress) -> float:

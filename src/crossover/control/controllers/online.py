@@ -35,7 +35,7 @@ class Online:
         signals: Which signals are read; each can be left out.
         choice: Which gear is next: "novelty" takes the cheapest whose novelty clears the floor, else the highest
             novelty per FLOP; "listed" takes them in order.
-        handover: "ramp" moves the shares, "blocks" doubles the block size on the way, "hard" shifts at once.
+        handover: "ramp" moves the shares, "blocks" does so by way of `ramp_blocks`, "hard" shifts at once.
         ramp_epochs: How long a handover takes.
         ramp_blocks: Block sizes on the way of a "blocks" handover to masked training.
         dwell_epochs: Least time between two moves.
@@ -75,7 +75,6 @@ class Online:
     worn_dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
     probe_share: ProbeShare = 0.05
     thresholds: Annotated[Thresholds, BeforeValidator(read_thresholds)] = field(default_factory=shipped_thresholds)
-    uses_control_text = True
     first_change_epochs = 0.0
 
     def __post_init__(self) -> None:
@@ -83,8 +82,17 @@ class Online:
             raise ValueError("ramp_epochs must be above 0; for a shift at once use handover=hard")
         if self.worn is not None and not str(self.worn).startswith("autoregressive"):
             raise ValueError(f"worn must be a next-token objective such as autoregressive(0.15), not {self.worn}")
+        if set(self.gears) <= {name for name, _ in self.start.shares} and len(self.start.shares) == 1:
+            raise ValueError(f"gears must name another objective than the start, {self.start.describe()}")
+        if self.handover == "blocks" and "masked" not in self.gears:
+            raise ValueError("handover=blocks leads to masked training; put masked among the gears")
         if self.handover == "blocks" and (not self.ramp_blocks or min(self.ramp_blocks) < 1):
             raise ValueError(f"ramp_blocks must be block sizes, one or more, not {list(self.ramp_blocks)}")
+
+    @property
+    def uses_control_text(self) -> bool:
+        """Whether it measures anything; without signals all text is for training."""
+        return bool(self.signals)
 
     @property
     def watching(self) -> Watching:
@@ -127,7 +135,7 @@ class Online:
         self, memory: Memory, readings: Mapping[str, Reading], progress: Progress
     ) -> tuple[Memory, Decision]:
         if memory.origin:
-            return self._ramp(memory, progress)
+            return self._ramp(memory, readings, progress)
         memory = count_evidence(memory, readings, self.target, self.thresholds, self.watching.gears)
         for move in (self._take_back, self._shift, self._lower, self._rebalance):
             moved = move(memory, readings, progress)
@@ -143,7 +151,7 @@ class Online:
         why = f"{stays}: staying with it" if stays else (
             f"{planned:.1f} epochs are planned; leaving it is considered after the first"
         )  # fmt: skip
-        memory = Memory().arrived(self.start, progress)
+        memory = Memory().arrived(self.start, progress, {})
         return memory.to_state(), Decision(self.start, f"starting with {self.start.describe()}: {why}", details)
 
     def _stays(self, progress: Progress) -> str:
@@ -222,8 +230,8 @@ class Online:
         mark = "keep" if memory.kept_step >= 0 else ""
         rewarm = round(self.rewarm_epochs * progress.unique_tokens)
         if self.handover == "hard":
-            return memory.arrived(mix, progress), Decision(mix, reason, details, mark, 0, rewarm)
-        memory, first = self._ramp(memory.set_out(mix, progress), progress, ahead=FIRST_STEP_EPOCHS)
+            return memory.arrived(mix, progress, readings), Decision(mix, reason, details, mark, 0, rewarm)
+        memory, first = self._ramp(memory.set_out(mix, progress), readings, progress, ahead=FIRST_STEP_EPOCHS)
         return memory, Decision(first.mix, reason, {**details, "to": dict(mix.shares)}, mark, 0, rewarm)
 
     def _how_long(self, origin: Mix, target: Mix) -> str:
@@ -235,16 +243,18 @@ class Online:
     def _by_blocks(self, origin: Mix, target: Mix) -> bool:
         return self.handover == "blocks" and target.share("masked") > 0 == origin.share("masked")
 
-    def _ramp(self, memory: Memory, progress: Progress, ahead: float = 0.0) -> tuple[Memory, Decision]:
+    def _ramp(
+        self, memory: Memory, readings: Mapping[str, Reading], progress: Progress, ahead: float = 0.0
+    ) -> tuple[Memory, Decision]:
         """Say how far a handover is; its end begins the dwell."""
         gone = (progress.data_tokens - memory.began_tokens) / progress.unique_tokens + ahead
         way = min(1.0, gone / self.ramp_epochs)
         target = memory.present
         if way >= 1 - 1e-9:
             reason = f"the handover is through: {target.describe()}"
-            return memory.arrived(target, progress), Decision(target, reason, {"phase": "ramp", "way": 1.0})
+            return memory.arrived(target, progress, readings), Decision(target, reason, {"phase": "ramp", "way": 1.0})
         origin = Mix(tuple(memory.origin.items()))
-        mix = self._in_blocks(target, way) if self._by_blocks(origin, target) else origin.blend(target, way)
+        mix = origin.blend(self._in_blocks(target, way) if self._by_blocks(origin, target) else target, way)
         return memory, Decision(
             mix, f"{100 * way:.0f}% of the handover: {mix.describe()}", {"phase": "ramp", "way": way}
         )
@@ -295,8 +305,8 @@ class Online:
         # A share is no gear: a shift that waits for its judgement goes on waiting.
         moved = memory.set_out(mix, progress)
         if self.handover == "hard":
-            return moved.arrived(mix, progress), Decision(mix, reason, details)
-        moved, first = self._ramp(moved, progress, ahead=FIRST_STEP_EPOCHS)
+            return moved.arrived(mix, progress, readings), Decision(mix, reason, details)
+        moved, first = self._ramp(moved, readings, progress, ahead=FIRST_STEP_EPOCHS)
         return moved, Decision(first.mix, reason, {**details, "to": dict(mix.shares)})
 
     def _take_back(
@@ -305,7 +315,7 @@ class Online:
         """Judge the last shift once, by the loss that its slope promises for the end of the plateau."""
         if memory.kept_step < 0 or not moves.judged_now(memory, progress, self.retreat_epochs):
             return None
-        projected = moves.projected_loss(readings, progress, self.target)
+        projected = moves.projected_loss(memory, readings, progress, self.target)
         if projected is None:
             return None
         if projected <= memory.kept_loss + RETREAT_NATS:
@@ -321,19 +331,15 @@ class Online:
         )
         details = {"projected_nats": projected, "kept_nats": memory.kept_loss, "refused": memory.gear}
         step = memory.kept_step
-        memory = replace(memory, refused=(*memory.refused, memory.gear), kept_step=-1).arrived(before, progress)
-        return memory, Decision(before, reason, details, "back", step)
+        memory = replace(memory, refused=(*memory.refused, memory.gear), kept_step=-1)
+        return memory.arrived(before, progress, readings), Decision(before, reason, details, "back", step)
 
     def _dressed(self, decision: Decision, progress: Progress) -> Decision:
         """Put worn objectives and dropout on a decision, as the exposures are spent."""
         spent = progress.autoregressive_epochs / self.thresholds.most_ar_exposures
         mix = decision.mix
         if self.worn is not None and spent >= 0.5:
-            shares: dict[str, float] = {}
-            for name, part in mix.shares:
-                dressed = str(self.worn) if name == "autoregressive" else name
-                shares[dressed] = shares.get(dressed, 0.0) + part
-            mix = Mix(tuple(shares.items()))
+            mix = moves.stand_in(mix, "autoregressive", str(self.worn))
         if self.worn_dropout is None:
             return replace(decision, mix=mix)
         # In twentieths, so that the rate changes a few times in a run and not at every question.

@@ -74,7 +74,7 @@ class StaticDual:
 @register("controller", "random_time")
 @dataclass(frozen=True)
 class RandomTime:
-    """The placebo of an online controller: it shifts too, in the same way, but at a time drawn by lot.
+    """The placebo of a controller that chooses its time: the time is drawn by lot.
 
     The time is log-uniform between `earliest_epochs` and the place where the learning rate begins to decay, a function
     of the recipe's seed.
@@ -92,11 +92,15 @@ class RandomTime:
     ramp_epochs: float = 1.5
     uses_control_text = False
     watching = None
-    first_change_epochs = 0.0
 
     def __post_init__(self) -> None:
         if self.earliest_epochs <= 0 or self.ramp_epochs <= 0:
             raise ValueError("earliest_epochs and ramp_epochs must be above 0")
+
+    @property
+    def first_change_epochs(self) -> float:
+        """The earliest that the lot can fall on."""
+        return self.earliest_epochs
 
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that a decision may ask for."""
@@ -136,7 +140,15 @@ class Watch:
     target: Target = "best"
     signals: SignalNames = ("coverage", "variance", "curvature", "alignment", "gap")
     probe_share: ProbeShare = 0.05
-    uses_control_text = True
+
+    def __post_init__(self) -> None:
+        if self.controller.watching is not None:
+            raise ValueError(f"controller: {type(self.controller).component_name} is probed by itself; name it alone")
+
+    @property
+    def uses_control_text(self) -> bool:
+        """Whether anything is measured; without signals all text is for training."""
+        return bool(self.signals)
 
     @property
     def watching(self) -> Watching:

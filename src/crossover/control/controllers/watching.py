@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator
 
-from crossover.errors import nearest
 from crossover.records import Mix
-from crossover.registry import build, label, names
+from crossover.registry import build, label
 
 
 def _gear(value: Any) -> str:
@@ -23,18 +22,16 @@ def _gears(value: tuple[Any, ...]) -> tuple[str, ...]:
     return gears
 
 
-def _signals(value: tuple[str, ...]) -> tuple[str, ...]:
-    for name in value:
-        if name not in names("signal"):
-            raise ValueError(f"no signal called '{name}'; {nearest(name, names('signal'))}")
-    if len(set(value)) < len(value):
+def _signals(value: tuple[Any, ...]) -> tuple[str, ...]:
+    built = [build("signal", item) for item in value]
+    if len({type(signal) for signal in built}) < len(built):
         raise ValueError(f"a signal stands twice in {list(value)}")
-    return value
+    return tuple(label(signal) for signal in built)
 
 
 Gear = Annotated[Any, AfterValidator(_gear)]
 Gears = Annotated[tuple[Any, ...], AfterValidator(_gears)]
-SignalNames = Annotated[tuple[str, ...], AfterValidator(_signals)]
+SignalNames = Annotated[tuple[Any, ...], AfterValidator(_signals)]
 Target = Literal["ar", "l2r", "nelbo", "best"]
 ProbeShare = Annotated[float, pydantic.Field(ge=0, le=0.5)]
 Epochs = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]

@@ -26,17 +26,21 @@ class Alignment:
     by -e <g_control, g>_P, where <a, b>_P = a' P b and P = diag(1 / (sqrt(v) + eps)) is what the optimizer multiplies
     gradients by. Divided by what a token of the gear costs, this is the decrease of held-out loss per FLOP, up to the
     factor e that all gears share; divided by |g_control|_P, it does not shrink merely because the held-out gradient
-    does. A gear with twice the alignment repays a FLOP twice as well; a negative one harms the target.
+    does; divided by |g|_P, where the row has it, it does not grow because a loss has large weights: the length of a
+    step is the optimizer's choice, which clips and adapts. A gear with twice the alignment repays a FLOP twice as well;
+    a negative one harms the target. Cost: five gradients of a quarter step each (one more with masks), charged.
 
-    The standard error is that of the gear's own sample, sd / sqrt(M) over the parts. The held-out gradient is the same
-    for all parts of a probe: its sampling error is in none of the errors, and is shared by gears only as far as they
-    are measured at the same weights.
+    The standard error is that of the gear's own sample, sd / sqrt(M) over the parts: with four parts it has three
+    degrees of freedom, and probes that share no data can confirm each other, so nothing is averaged by default. The
+    held-out gradient is the same for all parts of a probe: its sampling error is in none of the errors, and is shared
+    by gears only as far as they are measured at the same weights and on the same control text. Under target l2r its
+    objective predicts every hidden token from the visible prefix, which is like that of the procedure and not the same.
 
     Args:
         decay: Weight of a probe relative to the next one of the same gear.
     """
 
-    decay: float = 0.5
+    decay: float = 0.0
     probes = ("gradient",)
 
     def __post_init__(self) -> None:
@@ -56,9 +60,12 @@ class Alignment:
             The new state; the old one when the row is of another kind, was made without a held-out gradient, or holds
             none that can be divided by.
         """
-        if record.get("probe") != "gradient" or not record.get("along_M"):
+        # What was not finite when it was measured is null in the log.
+        if record.get("probe") != "gradient" or None in [*(record.get("along_M") or [None]), record["control_norm2"]]:
             return state
         scale = math.sqrt(max(record["control_norm2"], 0.0)) * record["flops_per_token"]
+        own_norm2 = record.get("own_norm2")
+        scale *= 1.0 if own_norm2 is None else math.sqrt(max(own_norm2, 0.0))
         if not (math.isfinite(scale) and scale > 0 and np.isfinite(record["along_M"]).all()):
             return state
         value, variance = _mean(record["along_M"], scale)

@@ -44,7 +44,7 @@ class Variance:
     """
 
     decay: float = 0.9
-    probes = ("gradient",)
+    probes = ("gradient", "clip")
 
     def __post_init__(self) -> None:
         if not 0 < self.decay < 1:
@@ -60,7 +60,12 @@ class Variance:
         Returns:
             The new state; the old one when the row is of another kind, of a single part or not finite.
         """
+        if record.get("probe") == "clip":
+            return self._clipped(state, record)
         if record.get("probe") != "gradient" or record["parts"] < 2:
+            return state
+        # What was not finite when it was measured is null in the log.
+        if None in record["norm2_M"] or record["mean_norm2"] is None:
             return state
         trace, signal = _trace_and_signal(record)
         distance = record.get("mask_half_distance2")
@@ -68,10 +73,19 @@ class Variance:
         if not np.isfinite([trace, signal, masks or 0.0]).all():
             return state
         old = state.get(record["gear"], {})
-        new = {"all": _add(old.get("all"), (trace, signal), self.decay), "pairs": old.get("pairs")}
+        new = {**old, "all": _add(old.get("all"), (trace, signal), self.decay), "pairs": old.get("pairs")}
         if masks is not None:
             new["pairs"] = _add(new["pairs"], (masks, trace), self.decay)
         return {**state, record["gear"]: new}
+
+    def _clipped(self, state: State, record: Row) -> State:
+        """Keep the least variance of the bound among the clip windows, as a part of that without clipping."""
+        pairs = zip(record["windows"], record["variance"], strict=True)
+        finite = {tuple(window): float(value) for window, value in pairs if value is not None and np.isfinite(value)}
+        whole = finite.get((0.0, 1.0), 0.0)
+        if whole <= 0:
+            return state
+        return {**state, record["gear"]: {**state.get(record["gear"], {}), "clip": min(finite.values()) / whole}}
 
     def readings(self, state: State, scene: Scene) -> dict[str, Reading]:
         """Say what the gradients of each gear are made of.
@@ -85,10 +99,15 @@ class Variance:
             out negative, ready after four rows; "variance.noise_scale:<gear>" in tokens, ready when besides |G|^2 lies
             2 standard errors above 0, and until then divided by no less than that one standard error, so that it is a
             finite lower end and no estimate; "variance.mask_share:<gear>" in [0, 1], if masks were compared, ready
-            after four comparisons.
+            after four comparisons; "variance.clip:<gear>" in (0, 1], for blocks: the variance of the bound under the
+            best clip window over that without (the proxy of BD3-LM, arXiv 2503.09573).
         """
         found: dict[str, Reading] = {}
         for gear, sums in state.items():
+            if "clip" in sums:
+                found[f"variance.clip:{gear}"] = Reading(sums["clip"], 0.0, True)
+            if "all" not in sums:
+                continue
             mean, covariance, enough = _mean(sums["all"])
             trace_error, signal_error = np.sqrt(np.diag(covariance)).tolist()
             found[f"variance.trace:{gear}"] = Reading(float(mean[0]), trace_error, enough)

@@ -113,9 +113,14 @@ class GradientProbe:
                 other = self._gradient(objective, mine_BT, ("probe masks", step, PARTS))
                 add(other, total, -1.0)
                 half_distance2 = 0.5 * inner(other, other)
+        mean_norm2 = inner(total, total) / PARTS**2
+        for value in total:
+            value.div_(PARTS)
         return {
             "norm2_M": norm2_M,
-            "mean_norm2": inner(total, total) / PARTS**2,
+            "mean_norm2": mean_norm2,
+            # How long the optimizer would find this gradient: a step's length is its choice, not the loss's scale.
+            "own_norm2": precondition(total, self._parameters, self.bench.stepper.optimizers),
             "along_M": along_M,
             "mask_half_distance2": half_distance2,
         }

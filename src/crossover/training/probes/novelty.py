@@ -94,6 +94,9 @@ class Novelty:
         sampled = tokens_U[:: self.stride]
         self.total = float(self.weight_V @ np.bincount(sampled, minlength=vocabulary_size))
         self.bits_I = np.zeros(len(sampled), np.uint16)
+        # Of mean 1, so that a weighted number of exposures is about their number.
+        self.weight_V = self.weight_V * (len(sampled) / self.total)
+        self.total = float(len(sampled))
         self.seen_K = np.zeros(BUCKETS)
         # Weighted numbers of new exposures and of all of them since the last row.
         self.since = np.zeros(2)
