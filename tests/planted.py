@@ -28,8 +28,8 @@ def thresholds(**changed: Any) -> Thresholds:
 
 
 def online(*, planted: Mapping[str, Any] | None = None, **fields: Any) -> Online:
-    """Make a controller; `planted` changes thresholds, the rest are its own settings."""
-    return Online(**{"thresholds": thresholds(**(planted or {})), **fields})
+    """Make a controller that starts in next-token training; `planted` changes thresholds, the rest are its settings."""
+    return Online(**{"start": AR, "thresholds": thresholds(**(planted or {})), **fields})
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,10 @@ def interrupted(here: Path, recipe: Callable[..., Path], train: Any, monkeypatch
     recipe()
     run = Stepper.run
 
-    def stopping(self: Stepper, number: int, *arguments: Any) -> Any:
+    def stopping(self: Stepper, number: int, *arguments: Any, **options: Any) -> Any:
         if number == 24:
             raise KeyboardInterrupt
-        return run(self, number, *arguments)
+        return run(self, number, *arguments, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(Stepper, "run", stopping)

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
+from crossover.control.controllers.rules import StaticDual
 from crossover.control.signals.fold import fold_of
 from crossover.control.signals.scene import Scene
 from crossover.errors import RecipeError
@@ -62,10 +64,49 @@ def test_a_gear_that_has_seen_the_text_often_enough_is_left_for_good(choice: str
     assert "block(16) has seen the text 6.1 times, its most" in moves(asked)[1].decision.reason
 
 
+@pytest.mark.parametrize("share", [0.6, 0.5, 0.3])
+def test_a_mix_that_uses_its_text_up_gives_half_of_its_next_token_share_away(share: float) -> None:
+    mix = Mix((("autoregressive", share), ("masked", 1 - share)))
+    asked = drive(online(start=mix, rebalance=False, retreat=False), losses(lambda count: 1.0), planned=20)
+    assert moves(asked)[0].decision.details["to"]["autoregressive"] == pytest.approx(share / 2)
+    shares = [item.share for item in asked]
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(shares)) and shares[-1] >= 1 / 64
+
+
 def test_a_shift_to_the_mix_that_holds_is_no_shift() -> None:
-    even = Mix((("autoregressive", 0.5), ("masked", 0.5)))
-    asked = drive(online(start=even, rebalance=False), losses(lambda count: 1.0), planned=20)
+    least = Mix((("masked", 63 / 64), ("autoregressive", 1 / 64)))
+    asked = drive(online(start=least, rebalance=False), losses(lambda count: 1.0), planned=20)
     assert not moves(asked) and not any(item.decision.mark for item in asked)
+
+
+def test_a_fall_of_the_share_that_did_not_pay_is_not_made_again_as_a_cap() -> None:
+    worse = losses(lambda count: 0.2, loss=lambda count: 4.0 if count < 33 else 4.1)
+    even = Mix((("autoregressive", 0.5), ("masked", 0.5)))
+    asked = drive(online(start=even, rebalance=False), worse)
+    assert [item.decision.mark for item in moves(asked)] == ["keep", "back"]
+    assert asked[-1].decision.mix == even and asked[-1].progress.autoregressive_epochs > 17
+
+
+# ---- what it starts with
+
+
+@pytest.mark.parametrize("flops", [True, False])
+@pytest.mark.parametrize(
+    ("planned", "exponent", "share"), [(12, 0.5, 1), (16, 0.5, 1), (64, 0.5, 0.5), (64, 1.0, 0.25)]
+)
+def test_the_start_follows_the_horizon(planned: float, exponent: float, share: float, flops: bool) -> None:
+    asked = drive(online(start=None, start_exponent=exponent), planned=planned, flops=flops)
+    mix = asked[0].decision.mix
+    repeats = asked[0].progress.epochs_under(mix)
+    assert mix.share("autoregressive") == pytest.approx(min(1, (16 / repeats) ** exponent))
+    assert mix.share("autoregressive") == pytest.approx(share, abs=0.03 if flops else 1e-9)
+    # What the start plans is within the cap: without readings nothing moves before the decay.
+    assert not moves(asked) and len({item.decision.mix for item in asked}) == 1
+    blocks = online(start=None, gears=("block(4)", "masked", "autoregressive(0.15)"), start_exponent=exponent)
+    assert drive(blocks, planned=planned, flops=flops)[0].decision.mix == mix, "shared with the last that is another gear"
+    same = StaticDual().decide({}, {}, asked[0].progress)[1].mix
+    if exponent == 1:
+        assert mix.share("autoregressive") == same.share("autoregressive")
 
 
 # ---- whether it paid

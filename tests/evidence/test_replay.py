@@ -201,6 +201,7 @@ def test_the_online_controller_replays_equal(tmp_path):
     # Falls for ten epochs, rises afterwards: the curvature fires, or the cap is reached.
     losses = [2.0 + 0.05 * abs(step - 160) / 160 + 0.001 * (step * 7 % 5) for step in range(480)]
     online = {"name": "online", "signals": ["curvature", "gap"], "thresholds": {"critical_compute_factor": 0.0}}
+    online["start"] = {"autoregressive": 1}
     Loop(tmp_path / "run", online, losses)
     found = replay(tmp_path / "run")
     assert found.difference == {} and len(found.decisions) > 2

@@ -35,6 +35,9 @@ class Memory:
         gear: The gear that the last shift went to.
         arrived_evaluations: Evaluations that there were when the mix began to hold.
         residual_dropout: The rate that was asked for last, or None.
+        start: The mix that the run began with.
+        cap: Most exposures of next-token training, in epochs; a start that was chosen from the horizon may plan more
+            of them than the threshold.
     """
 
     mix: Mapping[str, float] = field(default_factory=dict)
@@ -51,6 +54,8 @@ class Memory:
     gear: str = ""
     arrived_evaluations: float = 0.0
     residual_dropout: float | None = None
+    start: Mapping[str, float] = field(default_factory=dict)
+    cap: float = 0.0
 
     @classmethod
     def of(cls, state: State) -> Memory:

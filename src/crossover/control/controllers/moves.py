@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossover.control.calibration import Thresholds
+from crossover.control.controllers.horizon import AUTOREGRESSIVE
 from crossover.control.controllers.memory import Memory, fresh, share_of_autoregressive, target_mode
 from crossover.records import Mix, Progress, Reading
 
@@ -54,7 +55,7 @@ def gather(
     if leading:
         sentence = f"{leading[0]}'s gradient helps the held-out loss {_times(readings, leading[0], memory.main)}"
         found.append(Evidence("alignment", sentence, leading))
-    worn_out = used_up(memory.main, progress, thresholds.most_ar_exposures, gear_epochs)
+    worn_out = used_up(memory.main, progress, memory.cap, gear_epochs)
     if worn_out and memory.main.startswith("autoregressive"):
         seen = f"AR has seen each token {progress.autoregressive_epochs:.1f} times, its most"
         found.append(Evidence("cap", seen))
@@ -161,19 +162,19 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> str:
     return str(max(rows, key=lambda row: row["novelty"] / row["flops_per_token"])["gear"])
 
 
-def landing(gear: str, autoregressive: str, progress: Progress, cap: float, floor: float, spread: bool) -> Mix:
+def landing(gear: str, memory: Memory, progress: Progress, floor: float, spread: bool) -> Mix:
     """Give the mix that a shift ends in.
 
     With `spread`, the exposures that next-token training still may have are spread over the rest of the run; the rule
-    that it should see the text about 16 times (arXiv 2512.14549) then holds whenever the shift comes.
+    that it should see the text about 16 times (arXiv 2512.14549) then holds whenever the shift comes. Its share is at
+    most half of what it was: a mix that has used its text up was given too much of it.
 
     Args:
         gear: The gear that is shifted to.
-        autoregressive: The next-token objective that stays in the mix.
+        memory: Gives the present mix and the most exposures of next-token training.
         progress: Where the run stands.
-        cap: Most exposures of next-token training, in epochs.
-        floor: Its least share.
-        spread: Whether to spread what is left of the cap, or fall to the floor at once.
+        floor: The least share of next-token training.
+        spread: Whether to spread what is left of its exposures, or fall to the floor at once.
 
     Returns:
         The mix.
@@ -183,8 +184,9 @@ def landing(gear: str, autoregressive: str, progress: Progress, cap: float, floo
     share = floor
     if spread:
         rest = progress.epochs_under(Mix(((gear, 1.0),))) * (1 - progress.budget_fraction)
-        share = min(0.5, max(floor, (cap - progress.autoregressive_epochs) / max(rest, 1e-9)))
-    return Mix(((gear, 1 - share), (autoregressive, share)))
+        left = (memory.cap - progress.autoregressive_epochs) / max(rest, 1e-9)
+        share = max(floor, min(share_of_autoregressive(memory.mix) / 2 or 0.5, left))
+    return Mix(((gear, 1 - share), (AUTOREGRESSIVE, share)))
 
 
 def rebalanced(memory: Memory, floor: float, probes: int) -> tuple[float, str] | None:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator
 
 from crossover.control.calibration import Thresholds, read_thresholds, shipped_thresholds
 from crossover.control.controllers import moves
+from crossover.control.controllers.horizon import AUTOREGRESSIVE, starting_mix, staying
 from crossover.control.controllers.memory import Memory, State, count_evidence, share_of_autoregressive, target_mode
 from crossover.control.controllers.watching import Epochs, Gear, Gears, ProbeShare, SignalNames, Target, names_of
 from crossover.control.critical import critical_compute_flops
@@ -29,7 +30,9 @@ class Online:
     """Shifts from one mix to the next when curvature, alignment, gap or exposures say that it is used up.
 
     Args:
-        start: The mix that the run begins with: one objective, or a mix from the start.
+        start: The mix that the run begins with; null chooses it from the horizon: next-token training alone in a run
+            of few epochs, else a mix with the last gear, in which its share falls with the epochs planned.
+        start_exponent: How fast it falls: the share is (most exposures / epochs) to this power. 1 is `static_dual`.
         gears: Objectives that it may shift to, in the order in which `listed` takes them.
         target: The held-out loss that is minimised: "ar", "l2r", "nelbo", or "best" of "ar" and "nelbo".
         signals: Which signals are read; each can be left out.
@@ -54,7 +57,8 @@ class Online:
         thresholds: When a reading is evidence: a mapping, or the path of a calibration.json; shipped ones by default.
     """
 
-    start: MixField = field(default_factory=lambda: Mix((("autoregressive", 1.0),)))
+    start: MixField | None = None
+    start_exponent: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.5
     gears: Gears = ("masked",)
     target: Target = "best"
     signals: SignalNames = ("coverage", "variance", "curvature", "alignment", "gap")
@@ -80,10 +84,11 @@ class Online:
     def __post_init__(self) -> None:
         if self.handover != "hard" and self.ramp_epochs == 0:
             raise ValueError("ramp_epochs must be above 0; for a shift at once use handover=hard")
-        if self.worn is not None and not str(self.worn).startswith("autoregressive"):
+        if self.worn is not None and not str(self.worn).startswith(AUTOREGRESSIVE):
             raise ValueError(f"worn must be a next-token objective such as autoregressive(0.15), not {self.worn}")
-        if set(self.gears) <= {name for name, _ in self.start.shares} and len(self.start.shares) == 1:
-            raise ValueError(f"gears must name another objective than the start, {self.start.describe()}")
+        start = self.start or Mix(((AUTOREGRESSIVE, 1.0),))
+        if set(self.gears) <= set(names_of(start)) and len(start.shares) == 1:
+            raise ValueError(f"gears must name another objective than the start, {start.describe()}")
         if self.handover == "blocks" and "masked" not in self.gears:
             raise ValueError("handover=blocks leads to masked training; put masked among the gears")
         if self.handover == "blocks" and (not self.ramp_blocks or min(self.ramp_blocks) < 1):
@@ -97,7 +102,7 @@ class Online:
     @property
     def watching(self) -> Watching:
         """What it reads: the gears in use and those it may shift to."""
-        plain = tuple(dict.fromkeys([*names_of(self.start), *self.gears]))
+        plain = tuple(dict.fromkeys([*self._start_names, *self.gears]))
         delta = self.thresholds.slope_delta_nats
         curvature = f"curvature(delta={delta!r})" if delta else "curvature"
         signals = tuple(curvature if name == "curvature" else name for name in self.signals)
@@ -106,9 +111,13 @@ class Online:
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that a decision may ask for."""
         blocks = tuple(f"block({size})" for size in self.ramp_blocks) if self.handover == "blocks" else ()
-        rest = ("autoregressive",) if self.floor else ()
+        rest = (AUTOREGRESSIVE,) if self.floor else ()
         worn = (str(self.worn),) if self.worn is not None else ()
-        return tuple(dict.fromkeys([*names_of(self.start), *self.gears, *rest, *blocks, *worn]))
+        return tuple(dict.fromkeys([*self._start_names, *self.gears, *rest, *blocks, *worn]))
+
+    @property
+    def _start_names(self) -> tuple[str, ...]:
+        return (AUTOREGRESSIVE,) if self.start is None else names_of(self.start)
 
     def decide(self, state: State, readings: Mapping[str, Reading], progress: Progress) -> tuple[State, Decision]:
         """Go on with a ramp, take back a shift, shift, or move a share; else hold.
@@ -124,7 +133,7 @@ class Online:
         if not state:
             return self._begin(progress)
         memory, decision = self._undressed(Memory.of(state), readings, progress)
-        decision = self._dressed(decision, progress)
+        decision = self._dressed(decision, memory.cap, progress)
         if decision.residual_dropout != memory.residual_dropout:
             # The mix may stay; a change of the dropout is a decision all the same.
             said = f"{decision.reason}; residual dropout {decision.residual_dropout:.3g}"
@@ -144,29 +153,22 @@ class Online:
         return memory, Decision(memory.present, f"nothing speaks for a change: {memory.present.describe()}")
 
     def _begin(self, progress: Progress) -> tuple[State, Decision]:
-        planned = progress.epochs_under(self.start)
-        critical = critical_compute_flops(progress.unique_tokens)
+        most = self.thresholds.most_ar_exposures
+        start, exposures = starting_mix(self.start, self.gears, most, self.start_exponent, progress)
+        planned, critical = progress.epochs_under(start), critical_compute_flops(progress.unique_tokens)
+        memory = Memory(start=dict(start.shares), cap=max(most, exposures)).arrived(start, progress, {})
         details = {"planned_epochs": planned, "critical_compute_flops": critical, "thresholds": self._thresholds()}
-        stays = self._stays(progress)
-        why = f"{stays}: staying with it" if stays else (
-            f"{planned:.1f} epochs are planned; leaving it is considered after the first"
-        )  # fmt: skip
-        memory = Memory().arrived(self.start, progress, {})
-        return memory.to_state(), Decision(self.start, f"starting with {self.start.describe()}: {why}", details)
+        why = f"next-token training is to see the text {exposures:.1f} times; " if exposures else ""
+        stays = self._stays(start, progress)
+        why += (
+            f"{stays}: staying with it"
+            if stays
+            else f"{planned:.1f} epochs are planned; leaving it is considered after the first"
+        )
+        return memory.to_state(), Decision(start, f"starting with {start.describe()}: {why}", details)
 
-    def _stays(self, progress: Progress) -> str:
-        """Why the run stays with its start, or "" when it may move."""
-        planned, factor = progress.epochs_under(self.start), self.thresholds.critical_compute_factor
-        if planned < self.least_planned_epochs:
-            return f"{planned:.2f} epochs are planned, too few for the text to be used up"
-        budget, prices = progress.budget_flops, progress.flops_per_token
-        if budget is None and all(name in prices for name, _ in self.start.shares):
-            price = sum(share * prices[name] for name, share in self.start.shares)
-            budget = planned * progress.unique_tokens * price
-        critical = critical_compute_flops(progress.unique_tokens)
-        if budget is None or budget >= factor * critical:
-            return ""
-        return f"the budget, {budget:.2g} FLOPs, is below {factor:g} times the critical compute, {critical:.2g}"
+    def _stays(self, start: Mix, progress: Progress) -> str:
+        return staying(start, progress, self.least_planned_epochs, self.thresholds.critical_compute_factor)
 
     def _thresholds(self) -> dict[str, Any]:
         return {name: getattr(self.thresholds, name) for name in self.thresholds.__dataclass_fields__}
@@ -178,15 +180,21 @@ class Online:
         warm = progress.data_tokens >= max(unique, progress.warmup_tokens)
         left = (progress.changeable_fraction - progress.budget_fraction) * progress.epochs_under(memory.present)
         enough = left >= (0 if self.handover == "hard" else self.ramp_epochs) + self.dwell_epochs
-        return rested and warm and enough and not self._stays(progress)
+        return rested and warm and enough and not self._stays(Mix(tuple(memory.start.items())), progress)
 
     def _open_gears(self, memory: Memory, progress: Progress) -> list[str]:
         """The gears that a shift may go to: none that did not pay, and none that has seen the text too often."""
-        gears, cap = self.gears, self.thresholds.most_ar_exposures
+        gears, cap = self.gears, memory.cap
         if self.choice == "listed" and memory.main in gears:
             gears = gears[gears.index(memory.main) + 1 :]
         fresh = [gear for gear in gears if not moves.used_up(gear, progress, cap, self.gear_epochs)]
-        return [gear for gear in fresh if gear != memory.main and gear not in memory.refused]
+        # More of the main gear is a shift too where next-token training has a share to give, one shift at a time.
+        gives = share_of_autoregressive(memory.mix) > self.floor + 1e-9 and memory.kept_step < 0
+        return [
+            gear
+            for gear in fresh
+            if (gear != memory.main or (gives and not gear.startswith(AUTOREGRESSIVE))) and gear not in memory.refused
+        ]
 
     def _shift(
         self, memory: Memory, readings: Mapping[str, Reading], progress: Progress
@@ -201,8 +209,7 @@ class Online:
         only_favoured = favoured if {item.kind for item in evidence} == {"alignment"} else open_gears
         rows = moves.candidates(readings, progress, only_favoured, self.thresholds.novelty_floor)
         gear = only_favoured[0] if self.choice == "listed" else moves.choose(rows)
-        cap = self.thresholds.most_ar_exposures
-        mix = moves.landing(gear, "autoregressive", progress, cap, self.floor, self.remainder == "spread")
+        mix = moves.landing(gear, memory, progress, self.floor, self.remainder == "spread")
         if moves.same(mix, memory.present):
             return None
         details = {
@@ -235,10 +242,10 @@ class Online:
         return memory, Decision(first.mix, reason, {**details, "to": dict(mix.shares)}, mark, 0, rewarm)
 
     def _how_long(self, origin: Mix, target: Mix) -> str:
+        if self.handover == "hard":
+            return ""
         path = f" by way of {', '.join(f'block({size})' for size in self.ramp_blocks)}"
-        return "" if self.handover == "hard" else (
-            f"{path if self._by_blocks(origin, target) else ''} over {self.ramp_epochs:g} epochs"
-        )  # fmt: skip
+        return f"{path if self._by_blocks(origin, target) else ''} over {self.ramp_epochs:g} epochs"
 
     def _by_blocks(self, origin: Mix, target: Mix) -> bool:
         return self.handover == "blocks" and target.share("masked") > 0 == origin.share("masked")
@@ -268,9 +275,11 @@ class Online:
         self, memory: Memory, readings: Mapping[str, Reading], progress: Progress
     ) -> tuple[Memory, Decision] | None:
         """Let the next-token share fall to its floor when its exposures inside the mix are spent."""
-        share, cap = share_of_autoregressive(memory.mix), self.thresholds.most_ar_exposures
-        if not self.floor + 1e-9 < share < 1 or progress.autoregressive_epochs < cap:
+        share = share_of_autoregressive(memory.mix)
+        if not self.floor + 1e-9 < share < 1 or progress.autoregressive_epochs < memory.cap:
             return None
+        if set(memory.refused) & set(memory.mix):
+            return None  # The same fall was taken back: what did not pay as a shift does not as a cap.
         if not self._may_move(memory, progress):
             return None
         seen = f"AR has seen each token {progress.autoregressive_epochs:.1f} times inside the mix, its most"
@@ -285,7 +294,7 @@ class Online:
         share, leader = wanted
         why = f"{leader}'s gradient leads per FLOP in {self.thresholds.alignment_probes} probes"
         if share > share_of_autoregressive(memory.mix):
-            left = self.thresholds.most_ar_exposures - progress.autoregressive_epochs
+            left = memory.cap - progress.autoregressive_epochs
             rest = (1 - progress.budget_fraction) * progress.epochs_under(memory.present)
             if share * rest > left:
                 return None
@@ -334,12 +343,12 @@ class Online:
         memory = replace(memory, refused=(*memory.refused, memory.gear), kept_step=-1)
         return memory.arrived(before, progress, readings), Decision(before, reason, details, "back", step)
 
-    def _dressed(self, decision: Decision, progress: Progress) -> Decision:
+    def _dressed(self, decision: Decision, cap: float, progress: Progress) -> Decision:
         """Put worn objectives and dropout on a decision, as the exposures are spent."""
-        spent = progress.autoregressive_epochs / self.thresholds.most_ar_exposures
+        spent = progress.autoregressive_epochs / cap
         mix = decision.mix
         if self.worn is not None and spent >= 0.5:
-            mix = moves.stand_in(mix, "autoregressive", str(self.worn))
+            mix = moves.stand_in(mix, AUTOREGRESSIVE, str(self.worn))
         if self.worn_dropout is None:
             return replace(decision, mix=mix)
         # In twentieths, so that the rate changes a few times in a run and not at every question.

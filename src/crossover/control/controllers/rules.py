@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from crossover.control.controllers.fixed import State
+from crossover.control.controllers.horizon import AUTOREGRESSIVE, planned_share
 from crossover.control.controllers.watching import Gear, Gears, ProbeShare, SignalNames, Target, names_of
 from crossover.records import Decision, Mix, Progress, Reading, Watching
 from crossover.registry import Component, MixField, register
 from crossover.streams import stream
-
-AUTOREGRESSIVE = "autoregressive"
 
 
 @register("controller", "static_dual")
@@ -59,16 +58,7 @@ class StaticDual:
         return {"share": share}, Decision(mix, reason)
 
     def _share(self, progress: Progress) -> float:
-        """Solve share x R(share) = epochs; R depends on the share, because objectives cost differently."""
-        low, high = 0.0, self.most_share
-        for _ in range(60):
-            share = (low + high) / 2
-            mix = Mix(((AUTOREGRESSIVE, share), (self.other, 1 - share)))
-            if share * progress.epochs_under(mix) > self.autoregressive_epochs:
-                high = share
-            else:
-                low = share
-        return high
+        return planned_share(progress, self.other, self.autoregressive_epochs, 1.0, self.most_share)
 
 
 @register("controller", "random_time")
