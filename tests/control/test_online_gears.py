@@ -103,7 +103,9 @@ def test_the_start_follows_the_horizon(planned: float, exponent: float, share: f
     # What the start plans is within the cap: without readings nothing moves before the decay.
     assert not moves(asked) and len({item.decision.mix for item in asked}) == 1
     blocks = online(start=None, gears=("block(4)", "masked", "autoregressive(0.15)"), start_exponent=exponent)
-    assert drive(blocks, planned=planned, flops=flops)[0].decision.mix == mix, "shared with the last that is another gear"
+    assert drive(blocks, planned=planned, flops=flops)[0].decision.mix == mix, (
+        "shared with the last that is another gear"
+    )
     same = StaticDual().decide({}, {}, asked[0].progress)[1].mix
     if exponent == 1:
         assert mix.share("autoregressive") == same.share("autoregressive")

@@ -121,6 +121,15 @@ def test_another_study_in_the_folder_is_refused_with_the_differences(setting: Pa
     assert run(setting, "study.jobs=1").exit_code == 0
 
 
+def test_seeds_may_be_added_to_a_study(setting: Path) -> None:
+    run(setting)
+    result = run(setting, "study.seeds=[0, 1, 2]")
+    assert result.exit_code == 0 and "masked/seed-2" in result.finished
+    assert len([name for name in started(setting) if name.startswith("s-")]) == 6, "the others were not made again"
+    with pytest.raises(RunError, match=r"seeds: \[0, 1, 2\] there, \[0, 1\] now"):
+        run(setting)
+
+
 def test_a_failed_run_is_told_with_its_log_and_does_not_stop_the_others(setting: Path) -> None:
     (setting / "fail").touch()
     said: list[str] = []

@@ -92,7 +92,7 @@ def run_study(
 
 
 def take_folder(study: Study, folder: Path, threads: int) -> int:
-    """Make the folder for a study, or take it up again if it was made for the same one.
+    """Make the folder for a study, or take it up again if it was made for the same one or for fewer of its seeds.
 
     Args:
         study: The study.
@@ -114,6 +114,10 @@ def take_folder(study: Study, folder: Path, threads: int) -> int:
         # Through YAML and back, so that tuples and lists do not count as a difference.
         now = yaml.safe_load(yaml.safe_dump(study.definition(threads)))
         changed = differences(before, now)
+        if list(changed) == ["seeds"] and set(before["seeds"]) < set(now["seeds"]):
+            # More seeds of the same runs change none that exists.
+            write_text(path, yaml.safe_dump(study.definition(threads), sort_keys=False, allow_unicode=True))
+            changed = {}
         if changed:
             lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
             raise RunError(
