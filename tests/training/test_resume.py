@@ -132,7 +132,8 @@ def kill_in_a_ramp(path: Path, run: Path, folder: Path, gear: str) -> None:
 def test_an_online_run_killed_in_a_ramp_goes_on_bit_for_bit(tmp_path: Path) -> None:
     controller = {
         "name": "online", "start": {"autoregressive": 1}, "gears": ["block(4)", "block(16)", "masked"],
-        "choice": "listed", "gear_epochs": 1.5, "ramp_epochs": 0.75, "dwell_epochs": 0.5, "probe_share": 0.1, "remainder": "floor",
+        "choice": "listed", "gear_epochs": 1.5, "ramp_epochs": 0.75, "dwell_epochs": 0.5, "probe_share": 0.1,
+        "remainder": "floor",
         "thresholds": {"most_ar_exposures": 2.0, "critical_compute_factor": 0.0},
     }  # fmt: skip
     path = recipe(
