@@ -160,11 +160,7 @@ class Online:
         details = {"planned_epochs": planned, "critical_compute_flops": critical, "thresholds": self._thresholds()}
         why = f"next-token training is to see the text {exposures:.1f} times; " if exposures else ""
         stays = self._stays(start, progress)
-        why += (
-            f"{stays}: staying with it"
-            if stays
-            else f"{planned:.1f} epochs are planned; leaving it is considered after the first"
-        )
+        why += f"{stays}: staying with it" if stays else f"{planned:.1f} epochs are planned; it may move after one"
         return memory.to_state(), Decision(start, f"starting with {start.describe()}: {why}", details)
 
     def _stays(self, start: Mix, progress: Progress) -> str:
@@ -184,17 +180,14 @@ class Online:
 
     def _open_gears(self, memory: Memory, progress: Progress) -> list[str]:
         """The gears that a shift may go to: none that did not pay, and none that has seen the text too often."""
-        gears, cap = self.gears, memory.cap
+        gears = self.gears
         if self.choice == "listed" and memory.main in gears:
             gears = gears[gears.index(memory.main) + 1 :]
-        fresh = [gear for gear in gears if not moves.used_up(gear, progress, cap, self.gear_epochs)]
+        fresh = [gear for gear in gears if not moves.used_up(gear, progress, memory.cap, self.gear_epochs)]
         # More of the main gear is a shift too where next-token training has a share to give, one shift at a time.
         gives = share_of_autoregressive(memory.mix) > self.floor + 1e-9 and memory.kept_step < 0
-        return [
-            gear
-            for gear in fresh
-            if (gear != memory.main or (gives and not gear.startswith(AUTOREGRESSIVE))) and gear not in memory.refused
-        ]
+        stays = not gives or memory.main.startswith(AUTOREGRESSIVE)
+        return [gear for gear in fresh if gear not in memory.refused and not (stays and gear == memory.main)]
 
     def _shift(
         self, memory: Memory, readings: Mapping[str, Reading], progress: Progress
