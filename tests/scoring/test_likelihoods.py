@@ -2,34 +2,37 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import tiny
-from crossover.errors import RecipeError, RunError
+from crossover.errors import DataError, RecipeError, RunError
 from crossover.records import Pattern, ScoreCard
 from crossover.scoring import procedures
 from crossover.scoring.cost import modes_of
-from crossover.scoring.likelihood import make_card, ratio, score
+from crossover.scoring.likelihood import make_card, ratio, score, window_nats, window_scores
 from crossover.scoring.procedures import Bound, ChainRule, LeftToRight, procedure_of
+from crossover.scoring.unmasking import FIXED, LED, Unmasking
 from crossover.scoring.windows import ScoringWindows
 
 T = 4
 
 
-def windows_of(texts, context: int = T, documents=None) -> ScoringWindows:
+def windows_of(texts, context: int = T, documents=None, starts=()) -> ScoringWindows:
     tokens = np.zeros((len(texts), context), np.int64)
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = text
     lengths = np.array([len(text) for text in texts])
     index = np.arange(len(texts)) if documents is None else np.array(documents)
-    return ScoringWindows(tokens, lengths, 2 * lengths, index)
+    starts = np.array(starts or [0] * len(texts))
+    return ScoringWindows(tokens, lengths, 2 * (lengths - starts), index, starts)
 
 
-def nats(model, texts, procedure, context: int = T) -> np.ndarray:
-    return np.array(score(model, windows_of(texts, context), procedure).document_nats)
+def nats(model, texts, procedure, context: int = T, starts=()) -> np.ndarray:
+    return window_nats(model, windows_of(texts, context, starts=starts), procedure)
 
 
 @pytest.mark.parametrize("separate", [False, True], ids=["whole", "documents"])
@@ -78,11 +81,13 @@ def conditional(model, text, hidden: set[int], block: int) -> np.ndarray:
     return found
 
 
-def by_enumeration(model, text, block: int) -> tuple[float, float, float]:
+def by_enumeration(model, text, block: int, start: int = 0) -> tuple[float, float, float]:
     """Expectation and standard deviation of one draw of the bound, and minus the log of the order-averaged model."""
     mean = variance = exact = 0.0
     for first in range(0, len(text), block):
-        places = list(range(first, min(first + block, len(text))))
+        places = list(range(max(first, start), min(first + block, len(text))))
+        if not places:
+            continue
         draws, chances = [], []
         for count in range(1, len(places) + 1):
             sets = list(itertools.combinations(places, count))
@@ -104,12 +109,13 @@ def by_enumeration(model, text, block: int) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("block", [0, 2])
-@pytest.mark.parametrize("text", [(1, 0, 2, 1), (0, 1, 2), (2,)])
-def test_the_bound_is_unbiased_and_bounds(text, block) -> None:
+@pytest.mark.parametrize(("text", "start"), [((1, 0, 2, 1), 0), ((0, 1, 2), 0), ((2,), 0), ((1, 0, 2, 1), 1)])
+def test_the_bound_is_unbiased_and_bounds(text, start, block) -> None:
+    """10,000 draws of the whole text, or of what follows a prompt."""
     model = tiny.model(tiny.vocabulary(3), T)
-    mean, deviation, exact = by_enumeration(model, text, block or T)
-    copies, draws = 250, 8
-    scores = nats(model, [text] * copies, Bound(draws, block))
+    mean, deviation, exact = by_enumeration(model, text, block or T, start)
+    copies, draws = 1250, 8
+    scores = nats(model, [text] * copies, Bound(draws, block), starts=[start] * copies)
     error = max(scores.std(ddof=1), 1e-6) / copies**0.5
     assert abs(scores.mean() - mean) < 4 * error
     assert scores.std() <= 1.2 * deviation / draws**0.5 + 1e-6, "stratified draws are no noisier than plain ones"
@@ -128,6 +134,14 @@ def test_a_subsample_of_positions_is_unbiased() -> None:
 
 
 PROCEDURES = [ChainRule(), LeftToRight(3), Bound(4), Bound(4, 4), Bound(3, 2, "causal")]
+EVERY = [
+    *PROCEDURES,
+    Unmasking("confidence"),
+    Unmasking("margin", 3),
+    Unmasking("left_to_right", 3),
+    Unmasking("random"),
+]
+EVERY += [Unmasking(policy, block=4) for policy in FIXED + LED]
 
 
 def corpus(context: int = 8) -> list[tuple[int, ...]]:
@@ -135,18 +149,24 @@ def corpus(context: int = 8) -> list[tuple[int, ...]]:
     return [tuple(rng.integers(0, 9, length)) for length in (8, 3, 8, 1, 5, 8, 2)]
 
 
-@pytest.mark.parametrize("separate", [False, True], ids=["whole", "documents"])
-@pytest.mark.parametrize("procedure", PROCEDURES, ids=lambda item: item.name)
-def test_a_score_depends_on_its_text_alone(procedure, separate, monkeypatch) -> None:
-    """Not on how rows are grouped into passes, on the order of the documents, or on which others are scored."""
+STARTS = [2, 3, 0, 0, 4, 7, 1]
+CASES = [(False, [0] * 7), (True, [0] * 7), (True, STARTS)]
+
+
+@pytest.mark.parametrize(("separate", "starts"), CASES, ids=["whole", "documents", "prompts"])
+@pytest.mark.parametrize("procedure", EVERY, ids=lambda item: item.name)
+def test_a_score_depends_on_its_text_alone(procedure, separate, starts, monkeypatch) -> None:
+    """Not on how rows are grouped into passes, the order of documents, which others are scored, or the padding."""
     model, texts = tiny.model(tiny.vocabulary(9, separate=separate), 8), corpus()
-    reference = nats(model, texts, procedure, 8)
+    reference = nats(model, texts, procedure, 8, starts)
     for inputs in (1, 60):
         monkeypatch.setattr(procedures, "INPUTS_PER_PASS", inputs)
-        assert nats(model, texts, procedure, 8) == pytest.approx(reference, abs=1e-5)
+        assert nats(model, texts, procedure, 8, starts) == pytest.approx(reference, abs=1e-5)
     order = np.random.default_rng(1).permutation(len(texts))
-    assert nats(model, [texts[index] for index in order], procedure, 8) == pytest.approx(reference[order], abs=1e-5)
-    assert nats(model, texts[2:5], procedure, 8) == pytest.approx(reference[2:5], abs=1e-5)
+    windows = windows_of([texts[index] for index in order], 8, starts=[starts[index] for index in order])
+    windows.tokens_WT[np.arange(8) >= windows.lengths_W[:, None]] = 5
+    assert window_nats(model, windows, procedure) == pytest.approx(reference[order], abs=1e-5)
+    assert nats(model, texts[2:5], procedure, 8, starts[2:5]) == pytest.approx(reference[2:5], abs=1e-5)
 
 
 @pytest.mark.parametrize("procedure", [LeftToRight(8), Bound(4), Bound(4, 4)], ids=lambda item: item.name)
@@ -228,7 +248,70 @@ def test_what_cannot_be_scored_is_said() -> None:
     assert model.training, "scoring leaves the model's mode as it was, even when it fails"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("procedure", EVERY, ids=lambda item: item.name)
+def test_logits_that_are_not_numbers_are_an_error_in_every_procedure(procedure, value) -> None:
+    model, texts = tiny.model(tiny.vocabulary(9), 8, tied=False), windows_of(corpus(), 8)
+    model.train()
+    with torch.no_grad():
+        model.head_PD[4] = value
+    for call in (window_nats, window_scores):
+        with pytest.raises(RunError, match=r"window \d has no finite score; the weights are not usable"):
+            call(model, texts, procedure)
+    assert model.training
+
+
 def test_a_mix_can_be_scored_in_every_mode_of_its_objectives() -> None:
     assert modes_of(("autoregressive", "block(4)"), 8) == ("ar", "nelbo(4)")
     assert modes_of(("masked", "block(8)"), 8) == ("nelbo", "l2r")
     assert modes_of(("block(4, clean=causal, autoregressive_weight=1)", "block(1)"), 8) == ("nelbo(4, causal)", "ar")
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize("procedure", [ChainRule(), LeftToRight(T)], ids=["ar", "l2r"])
+def test_a_prompt_and_its_continuation_add_up_to_the_text(procedure, cut) -> None:
+    model, text = tiny.model(tiny.vocabulary(3), T), (1, 0, 2, 1)
+    whole, front = nats(model, [text, text[:cut]], procedure)
+    rest, nothing = nats(model, [text, text], procedure, starts=[cut, T])
+    assert whole == pytest.approx(front + rest, abs=1e-5)
+    assert nothing == 0, "what scores nothing has 0 nats"
+
+
+def test_a_card_with_prompts_counts_what_is_scored() -> None:
+    windows = windows_of(corpus(), 8, starts=STARTS)
+    card = score(tiny.model(tiny.vocabulary(9), 8), windows, Unmasking("margin"))
+    assert (card.tokens, card.conditions["prompt_tokens"]) == (18, 17)
+    assert card.loss_nats == pytest.approx(sum(card.document_nats) / 18)
+
+
+def test_greedy_is_said_where_it_is_known() -> None:
+    model, texts = tiny.model(tiny.vocabulary(9), 8), windows_of(corpus(), 8)
+    for procedure in EVERY:
+        scores, greedy = window_scores(model, texts, procedure)
+        assert scores == pytest.approx(window_nats(model, texts, procedure), abs=1e-5)
+        assert (greedy is None) is (procedure in PROCEDURES[1:])
+    assert window_scores(model, windows_of([(1, 2, 3)], 8), LeftToRight(3))[1] is not None
+
+
+@pytest.mark.parametrize(
+    ("texts", "starts", "message"),
+    [
+        ([(1, 2), (1, 9, 2)], [0, 0], "window 1: scored token 9 at place 1 is not one of the model's 9 tokens"),
+        ([(1, 10, 2)], [2], "window 0: prompt token 10 at place 1 is not one of"),
+        ([(1, -1, 2)], [2], "window 0: prompt token -1 at place 1"),
+        ([(1, 99, 2)], [0], "another tokenizer"),
+    ],
+)
+def test_tokens_that_the_model_does_not_know_are_an_error(texts, starts, message) -> None:
+    for procedure in (ChainRule(), Bound(2)):
+        with pytest.raises(DataError, match=message):
+            nats(tiny.model(tiny.vocabulary(9), 8), texts, procedure, 8, starts)
+
+
+def test_a_model_without_a_mask_is_scored_by_the_chain_rule_alone() -> None:
+    model, texts = tiny.model(tiny.vocabulary(9), 8), windows_of(corpus(), 8)
+    model.vocabulary = replace(model.vocabulary, mask_id=13)
+    assert window_nats(model, texts, ChainRule()).min() > 0
+    for procedure in EVERY[1:]:
+        with pytest.raises(RecipeError, match="this model has no mask token; score it with 'ar'"):
+            window_nats(model, texts, procedure)

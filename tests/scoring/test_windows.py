@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from crossover.data.tokenizer import Bpe, Bytes
 from crossover.errors import DataError
-from crossover.scoring.windows import cut
+from crossover.scoring.windows import ScoringWindows, cut
 
 TEXTS = ["naïve café ½ 東京\n\n\ttabs  and   spaces", "emoji 🙂🙂 and Zürich", "plain words, plain words", "ß"]
 
@@ -53,3 +53,23 @@ def test_windows_of_the_same_text_draw_their_own_numbers() -> None:
 def test_fewer_than_two_windows_are_an_error(documents, limit) -> None:
     with pytest.raises(DataError, match="at least 2 are needed"):
         cut(documents, np.ones(99, np.int64), 8, limit, "dev")
+
+
+def windows_from(starts, lengths, context: int = 4) -> ScoringWindows:
+    tokens, index = np.tile(np.arange(context), (len(starts), 1)), np.arange(len(starts))
+    return ScoringWindows(tokens, np.array(lengths), index, index, np.array(starts, np.int64))
+
+
+def test_a_prompt_is_part_of_a_windows_address() -> None:
+    plain = windows_from([0, 0, 0], [4, 4, 3])
+    assert plain.keys_W == cut([np.arange(4), np.arange(4), np.arange(3)], np.ones(9, np.int64), 4, None, "dev").keys_W
+    asked = windows_from([1, 2, 1, 1], [4, 4, 4, 3])
+    assert len({*plain.keys_W, *asked.keys_W}) == 7
+    assert asked.keys_W[::3] == windows_from([1, 1], [4, 3]).keys_W
+    assert asked.scored_W.tolist() == [3, 2, 3, 2]
+
+
+@pytest.mark.parametrize(("start", "length"), [(5, 4), (3, 2), (-1, 4), (0, 5), (5, 6)])
+def test_a_prompt_longer_than_its_window_is_an_error(start, length) -> None:
+    with pytest.raises(DataError, match=rf"window 1: scored from token {start} to {length} of 4; .* must fit"):
+        windows_from([0, start], [4, length])

@@ -15,9 +15,10 @@ import numpy as np
 from crossover.data.shards import PreparedText
 from crossover.errors import RecipeError
 from crossover.model.shapes import Shape, forward_flops, shape_of, training_flops
+from crossover.objectives.windows import Ints
 from crossover.recipe import Recipe
 from crossover.registry import component_of
-from crossover.scoring.procedures import Ints, procedure_of
+from crossover.scoring.procedures import procedure_of
 from crossover.scoring.windows import held_out
 
 # Largest part of a run's FLOPs, training and evaluations together, that the evaluations may take. Scoring reaches fewer
@@ -138,23 +139,32 @@ def cost_of(recipe: Recipe, text: PreparedText) -> Cost:
 
 
 def score_flops(
-    shape: Shape, head_rows: int, lengths_W: Ints, context: int, name: str, draws: int, positions: int
+    shape: Shape,
+    head_rows: int,
+    lengths_W: Ints,
+    context: int,
+    name: str,
+    draws: int,
+    positions: int,
+    starts_W: Ints | None = None,
 ) -> float:
     """Count the FLOPs of scoring windows under a procedure.
 
     Args:
         shape: The backbone.
         head_rows: Vocabulary rows that the head computes.
-        lengths_W: Scored tokens of each window.
+        lengths_W: End of the scored tokens of each window.
         context: T.
         name: The procedure.
         draws: K for `nelbo`.
         positions: Positions per window for `l2r`.
+        starts_W: First scored token of each window; zeros if left out.
 
     Returns:
         FLOPs.
     """
-    count, work = procedure_of(name, draws=draws, positions=positions).work(np.asarray(lengths_W), context)
+    procedure = procedure_of(name, draws=draws, positions=positions)
+    count, work = procedure.work(np.asarray(lengths_W), context, starts_W)
     return count * forward_flops(shape, work, head_rows=head_rows)
 
 

@@ -10,48 +10,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossover.errors import RecipeError, nearest
 from crossover.model.shapes import Workload, live_entries
-from crossover.objectives.block import lay_out
-from crossover.objectives.windows import documents_of, strata, with_bos
+from crossover.objectives.windows import Floats, Ints, Mask, documents_of, strata, with_bos
 from crossover.records import Pattern, Vocabulary
+from crossover.scoring.grid import Grid, Rows
 from crossover.scoring.windows import ScoringWindows
 from crossover.streams import stream
 
-Ints = NDArray[np.int64]
 # Rows are grouped so that a forward pass has about this many inputs: more of them leave a CPU's caches, which
 # `python benchmarks/scoring.py` shows. A row's score does not depend on its group.
 INPUTS_PER_PASS = 4096
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A forward pass worth of rows.
-
-    Args:
-        inputs_QN: Token ids.
-        positions_N: Rotary position of each input.
-        pattern: Who sees whom.
-        documents_QN: Document number of each input, or None.
-        reads_R: Flat indices of the states that are read.
-        targets_R: Tokens that they should predict.
-        weights_R: Factor on each state's nats.
-        windows_R: Window that each read state's nats belong to.
-    """
-
-    inputs_QN: Ints
-    positions_N: Ints
-    pattern: Pattern
-    documents_QN: Ints | None
-    reads_R: Ints
-    targets_R: Ints
-    weights_R: NDArray[np.float64]
-    windows_R: Ints
 
 
 class Procedure(Protocol):
@@ -71,12 +45,13 @@ class Procedure(Protocol):
         """Yield everything that has to be computed."""
         ...
 
-    def work(self, lengths_W: Ints, context: int) -> tuple[int, Workload]:
+    def work(self, lengths_W: Ints, context: int, starts_W: Ints | None = None) -> tuple[int, Workload]:
         """Count what has to be computed, without making it.
 
         Args:
-            lengths_W: Scored tokens of each window.
+            lengths_W: End of the scored tokens of each window.
             context: T.
+            starts_W: First scored token of each window; zeros if left out.
 
         Returns:
             The number of rows, and what a row asks of the model on average.
@@ -96,8 +71,9 @@ class ChainRule:
         context = windows.tokens_WT.shape[1]
         whole = with_bos(windows.tokens_WT, vocabulary)
         documents = documents_of(whole, vocabulary)
-        for part in _parts(len(windows), context):
-            scored = np.arange(context) < windows.lengths_W[part, None]
+        for part in parts(len(windows), context):
+            token = np.arange(context)
+            scored = (token >= windows.starts_W[part, None]) & (token < windows.lengths_W[part, None])
             row, token = np.nonzero(scored)
             yield Rows(
                 inputs_QN=whole[part, :-1],
@@ -110,10 +86,11 @@ class ChainRule:
                 windows_R=part[row],
             )
 
-    def work(self, lengths_W: Ints, context: int) -> tuple[int, Workload]:
-        """Count a row per window, all of whose tokens are read."""
+    def work(self, lengths_W: Ints, context: int, starts_W: Ints | None = None) -> tuple[int, Workload]:
+        """Count a row per window, all of whose scored tokens are read."""
+        scored_W = lengths_W - (0 if starts_W is None else starts_W)
         entries = live_entries(Pattern("causal"), context)
-        return len(lengths_W), Workload(context, float(lengths_W.mean()), entries)
+        return len(lengths_W), Workload(context, float(scored_W.mean()), entries)
 
 
 @dataclass(frozen=True)
@@ -132,40 +109,32 @@ class LeftToRight:
 
     def rows(self, windows: ScoringWindows, vocabulary: Vocabulary) -> Iterator[Rows]:
         """Yield a row per scored position."""
-        context = windows.tokens_WT.shape[1]
+        grid = Grid(self.name, windows.tokens_WT.shape[1])
         window_Q, token_Q, weight_Q = self._choose(windows)
-        for part in _parts(len(window_Q), context + 1):
+        for part in parts(len(window_Q), grid.inputs):
             window, token = window_Q[part], token_Q[part]
-            hidden = np.arange(context) >= token[:, None]
-            whole = with_bos(windows.tokens_WT[window], vocabulary)
-            shown = np.where(np.pad(hidden, ((0, 0), (1, 0))), vocabulary.mask_id, whole)
-            yield Rows(
-                inputs_QN=shown,
-                positions_N=np.arange(context + 1),
-                pattern=Pattern("full"),
-                documents_QN=documents_of(shown, vocabulary),
-                reads_R=np.arange(len(part)) * (context + 1) + token,
-                targets_R=windows.tokens_WT[window, token],
-                weights_R=weight_Q[part],
-                windows_R=window,
-            )
+            tokens = windows.tokens_WT[window]
+            shown = grid.show(tokens, np.arange(grid.context) >= token[:, None], vocabulary)
+            row = np.arange(len(part))
+            yield shown.rows(row, token, tokens[row, token], weight_Q[part], window)
 
-    def work(self, lengths_W: Ints, context: int) -> tuple[int, Workload]:
+    def work(self, lengths_W: Ints, context: int, starts_W: Ints | None = None) -> tuple[int, Workload]:
         """Count a row per scored position, which is all that is read of it."""
+        scored_W = lengths_W - (0 if starts_W is None else starts_W)
         entries = live_entries(Pattern("full"), context + 1)
-        return int(np.minimum(lengths_W, self.positions).sum()), Workload(context + 1, 1, entries)
+        return int(np.minimum(scored_W, self.positions).sum()), Workload(context + 1, 1, entries)
 
     def _choose(self, windows: ScoringWindows) -> tuple[Ints, Ints, NDArray[np.float64]]:
         window, token, weight = [], [], []
-        for index, length in enumerate(windows.lengths_W):
-            if length <= self.positions:
-                chosen, factor = np.arange(length), 1.0
+        for index, scored in enumerate(windows.scored_W):
+            if scored <= self.positions:
+                chosen, factor = np.arange(scored), 1.0
             else:
                 rng = stream(0, "positions", windows.keys_W[index])
-                chosen = np.sort(rng.choice(length, self.positions, replace=False))
-                factor = float(length) / self.positions
+                chosen = np.sort(rng.choice(scored, self.positions, replace=False))
+                factor = float(scored) / self.positions
             window.append(np.full(len(chosen), index))
-            token.append(chosen)
+            token.append(windows.starts_W[index] + chosen)
             weight.append(np.full(len(chosen), factor))
         return np.concatenate(window), np.concatenate(token), np.concatenate(weight)
 
@@ -198,78 +167,37 @@ class Bound:
 
     def rows(self, windows: ScoringWindows, vocabulary: Vocabulary) -> Iterator[Rows]:
         """Yield K rows per window."""
-        context = windows.tokens_WT.shape[1]
-        size = self._size(context)
-        for part in _parts(len(windows) * self.draws, self._inputs(context)):
+        grid = self._grid(windows.tokens_WT.shape[1])
+        for part in parts(len(windows) * self.draws, grid.inputs):
             window = part // self.draws
-            hidden, weights = self._hide(windows, window, part % self.draws, size)
+            hidden, weights = self._hide(windows, window, part % self.draws, grid)
             row, token = np.nonzero(weights > 0)
             tokens = windows.tokens_WT[window]
-            shown = self._show(tokens, hidden, size, vocabulary)
-            yield Rows(
-                **shown["rows"],
-                reads_R=row * shown["inputs"] + shown["read_T"][token],
-                targets_R=tokens[row, token],
-                weights_R=weights[row, token] / self.draws,
-                windows_R=window[row],
-            )
+            shown = grid.show(tokens, hidden, vocabulary)
+            yield shown.rows(row, token, tokens[row, token], weights[row, token] / self.draws, window[row])
 
-    def work(self, lengths_W: Ints, context: int) -> tuple[int, Workload]:
+    def work(self, lengths_W: Ints, context: int, starts_W: Ints | None = None) -> tuple[int, Workload]:
         """Count K rows per window; of n scored tokens of a block, (n + 1) / 2 are hidden and read on average."""
-        size, inputs = self._size(context), self._inputs(context)
-        blocks, rest = np.divmod(lengths_W, size)
-        reads = blocks * (size + 1) / 2 + np.where(rest > 0, (rest + 1) / 2, 0.0)
-        work = Workload(inputs, float(reads.mean()), live_entries(self._pattern(context), inputs))
-        return len(lengths_W) * self.draws, work
+        grid = self._grid(context)
+        _, scored_WK = grid.scored(np.zeros_like(lengths_W) if starts_W is None else starts_W, lengths_W)
+        reads_W = np.where(scored_WK > 0, (scored_WK + 1) / 2, 0.0).sum(axis=1)
+        return len(lengths_W) * self.draws, grid.workload(float(reads_W.mean()))
 
-    def _size(self, context: int) -> int:
-        size = self.block or context
-        if context % size or size == 1:
-            raise RecipeError(f"'{self.name}': a block must be longer than 1 and divide the window of {context} tokens")
-        return size
+    def _grid(self, context: int) -> Grid:
+        return Grid(self.name, context, self.block, self.clean)
 
-    def _inputs(self, context: int) -> int:
-        size = self._size(context)
-        return context + 1 if size == context else context - size + context // size * (size + 1)
-
-    def _pattern(self, context: int) -> Pattern:
-        size = self._size(context)
-        return Pattern("full") if size == context else Pattern("two_stream", size, context - size, self.clean)
-
-    def _hide(self, windows: ScoringWindows, window_Q: Ints, draw_Q: Ints, size: int) -> tuple[np.ndarray, np.ndarray]:
-        context = windows.tokens_WT.shape[1]
-        hidden, weights = np.ones((len(window_Q), context), bool), np.zeros((len(window_Q), context))
-        for row, (window, draw) in enumerate(zip(window_Q, draw_Q, strict=True)):
-            length, key = int(windows.lengths_W[window]), windows.keys_W[window]
-            for start in range(0, length, size):
-                scored = min(size, length - start)
-                count = min(scored, int(np.ceil(_levels(self.draws, key, start)[draw] * scored)))
-                masked = stream(0, "draw", key, start, int(draw)).permutation(scored)[:count]
-                hidden[row, start : start + scored] = False
-                hidden[row, start + masked] = True
-                weights[row, start + masked] = scored / count
+    def _hide(self, windows: ScoringWindows, window_Q: Ints, draw_Q: Ints, grid: Grid) -> tuple[Mask, Floats]:
+        hidden = np.arange(grid.context) >= windows.lengths_W[window_Q, None]
+        weights = np.zeros(hidden.shape)
+        first_QK, scored_QK = grid.scored(windows.starts_W[window_Q], windows.lengths_W[window_Q])
+        for row, block in zip(*np.nonzero(scored_QK), strict=True):
+            # A block's place in the window is its address, whether or not a prompt reaches into it.
+            key, draw, start = windows.keys_W[window_Q[row]], int(draw_Q[row]), int(block) * grid.size
+            first, scored = first_QK[row, block], int(scored_QK[row, block])
+            count = min(scored, int(np.ceil(_levels(self.draws, key, start)[draw] * scored)))
+            masked = first + stream(0, "draw", key, start, draw).permutation(scored)[:count]
+            hidden[row, masked], weights[row, masked] = True, scored / count
         return hidden, weights
-
-    def _show(self, tokens_QT: Ints, hidden_QT: np.ndarray, size: int, vocabulary: Vocabulary) -> dict[str, Any]:
-        context = tokens_QT.shape[1]
-        if size == context:
-            whole = with_bos(tokens_QT, vocabulary)
-            shown = np.where(np.pad(hidden_QT, ((0, 0), (1, 0))), vocabulary.mask_id, whole)
-            rows = {
-                "inputs_QN": shown,
-                "positions_N": np.arange(context + 1),
-                "pattern": self._pattern(context),
-                "documents_QN": documents_of(shown, vocabulary),
-            }
-            return {"rows": rows, "inputs": context + 1, "read_T": np.arange(context)}
-        layout = lay_out(tokens_QT, hidden_QT, size, context - size, vocabulary)
-        rows = {
-            "inputs_QN": layout.inputs_BN,
-            "positions_N": layout.positions_N,
-            "pattern": self._pattern(context),
-            "documents_QN": layout.documents_BN,
-        }
-        return {"rows": rows, "inputs": layout.inputs_BN.shape[1], "read_T": layout.read_T}
 
 
 @lru_cache(maxsize=1024)
@@ -278,7 +206,16 @@ def _levels(draws: int, key: int, start: int) -> NDArray[np.float64]:
     return strata(draws, stream(0, "levels", key, start))
 
 
-def _parts(count: int, inputs: int) -> Iterator[Ints]:
+def parts(count: int, inputs: int) -> Iterator[Ints]:
+    """Group rows into forward passes.
+
+    Args:
+        count: Number of rows.
+        inputs: Inputs of a row.
+
+    Yields:
+        Indices of the rows of a pass.
+    """
     size = max(1, INPUTS_PER_PASS // inputs)
     for start in range(0, count, size):
         yield np.arange(start, min(count, start + size))
@@ -288,7 +225,9 @@ def procedure_of(name: str, *, draws: int, positions: int) -> Procedure:
     """Make a procedure from its name.
 
     Args:
-        name: "ar", "l2r", "nelbo" or "nelbo(16)".
+        name: "ar", "l2r", "nelbo", "nelbo(16)", "order(confidence)", "order(confidence, 2)" with 2 tokens a step,
+            "block(16)" or "block(16, confidence)". The policies of an order are left_to_right, random, confidence and
+            margin. A block model whose clean stream is causal takes "nelbo(16, causal)" and "block(16, causal)".
         draws: K for `nelbo`.
         positions: Positions per window for `l2r`.
 
@@ -298,14 +237,19 @@ def procedure_of(name: str, *, draws: int, positions: int) -> Procedure:
     Raises:
         RecipeError: There is no such procedure.
     """
-    name = name.replace(",causal", ", causal")
-    if name == "ar":
-        return ChainRule()
-    if name == "l2r":
-        return LeftToRight(positions)
-    if name == "nelbo":
-        return Bound(draws)
-    block = re.fullmatch(r"nelbo\((\d+)(, causal)?\)", name)
-    if block:
-        return Bound(draws, int(block[1]), "causal" if block[2] else "block_causal")
-    raise RecipeError(f"no procedure called '{name}'; {nearest(name, ('ar', 'l2r', 'nelbo', 'nelbo(16)'))}")
+    # Orders are built on what stands above.
+    from crossover.scoring.unmasking import Unmasking
+
+    written = re.sub(r"\s+", "", name).replace(",", ", ")
+    plain: dict[str, Procedure] = {"ar": ChainRule(), "l2r": LeftToRight(positions), "nelbo": Bound(draws)}
+    if written in plain:
+        return plain[written]
+    clean = "causal" if written.endswith(", causal)") else "block_causal"
+    if found := re.fullmatch(r"nelbo\(([1-9]\d*)(, causal)?\)", written):
+        return Bound(draws, int(found[1]), clean)
+    if found := re.fullmatch(r"order\((\w+)(?:, ([1-9]\d*))?\)", written):
+        return Unmasking(found[1], int(found[2] or 1))
+    if found := re.fullmatch(r"block\(([1-9]\d*)(?:, (?!causal\))(\w+))?(, causal)?\)", written):
+        return Unmasking(found[2] or "left_to_right", block=int(found[1]), clean=clean)
+    forms = ("order(confidence)", "order(random, 2)", "block(16)", "block(16, margin)", "nelbo(16)", *plain)
+    raise RecipeError(f"no procedure called '{name}'; {nearest(name, forms)}")

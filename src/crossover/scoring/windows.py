@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -24,31 +24,58 @@ from crossover.streams import digest, stream
 class ScoringWindows:
     """Windows of held-out documents, each of one document.
 
+    Tokens before a window's start are its prompt: every model sees them, and they are not scored. A window that scores
+    nothing has 0 nats.
+
     Args:
         tokens_WT: Data tokens, end-of-document included; zeros after a document's end.
-        lengths_W: Tokens of each window that are scored.
+        lengths_W: End of the scored tokens of each window, its prompt counted.
         bytes_W: UTF-8 bytes of the scored tokens.
         documents_W: Index of the document that each window is part of.
+        starts_W: First scored token of each window; zeros if left out.
+
+    Raises:
+        DataError: A prompt reaches behind its window's scored tokens, or these behind the window.
     """
 
     tokens_WT: NDArray[np.int64]
     lengths_W: NDArray[np.int64]
     bytes_W: NDArray[np.int64]
     documents_W: NDArray[np.int64]
+    starts_W: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.starts_W) == 0:
+            object.__setattr__(self, "starts_W", np.zeros(len(self.lengths_W), np.int64))
+        context = self.tokens_WT.shape[1]
+        fits_W = (self.starts_W >= 0) & (self.starts_W <= self.lengths_W) & (self.lengths_W <= context)
+        if not fits_W.all():
+            bad = int(np.flatnonzero(~fits_W)[0])
+            raise DataError(
+                f"window {bad}: scored from token {self.starts_W[bad]} to {self.lengths_W[bad]} of {context}; the "
+                f"prompt and what is scored must fit into the window, so cut the prompt from the left"
+            )
 
     def __len__(self) -> int:
         return len(self.lengths_W)
+
+    @property
+    def scored_W(self) -> NDArray[np.int64]:
+        """Number of scored tokens of each window."""
+        return self.lengths_W - self.starts_W
 
     @cached_property
     def keys_W(self) -> tuple[int, ...]:
         """Address of each window's random numbers: its text, so that no other window has a say in its score.
 
-        Windows of the same text are told apart by counting, so that their draws stay independent.
+        The text is all of it, prompt and where it ends included. Windows of the same text are told apart by counting,
+        so that their draws stay independent.
         """
         seen: Counter[str] = Counter()
         keys = []
-        for tokens, length in zip(self.tokens_WT, self.lengths_W, strict=True):
+        for tokens, start, length in zip(self.tokens_WT, self.starts_W, self.lengths_W, strict=True):
             text = hashlib.blake2b(tokens[:length].astype("<i8").tobytes(), digest_size=16).hexdigest()
+            text += f"/{start}" if start else ""
             keys.append(digest(0, text, seen[text]))
             seen[text] += 1
         return tuple(keys)
