@@ -65,11 +65,9 @@ class Bpe:
         """Train on texts, deterministically."""
         engine = _byte_level_engine(models.BPE(), split_words=True)
         # A pair that occurs once is no regularity; merging it would only memorise a text.
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
-            vocab_size=self.vocabulary,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            min_frequency=2,
-            show_progress=False,
+            vocab_size=self.vocabulary, initial_alphabet=alphabet, min_frequency=2, show_progress=False
         )
         engine.train_from_iterator(texts, trainer)
         return Tokenizer.with_specials(engine)
@@ -140,6 +138,9 @@ class Tokenizer:
     Ids are text pieces first, then what is special, then unused ones up to a multiple of 16; the mask is the last id,
     so that a model's head can stop before it. The embedding is padded above that to a multiple of 64 rows.
 
+    A tokenizer that puts a space before a text (SentencePiece's dummy prefix) puts exactly one before every text, also
+    where the text begins with one, as SentencePiece does; that space is no byte of the text.
+
     Args:
         json_text: A Hugging Face tokenizer.json that declares the three special pieces.
         bos: The piece that begins every window.
@@ -161,18 +162,16 @@ class Tokenizer:
         last = max(known.values())
         if -1 in ids.values() or ids["mask"] != last:
             raise DataError(f"tokenizer.json: expected {bos}, {eos} and, as the last piece, {mask}; found ids {ids}")
-        self.vocabulary = Vocabulary(
-            size=-(-(last + 1) // _ROWS) * _ROWS,
-            predictable=ids["mask"],
-            bos_id=ids["bos"],
-            eos_id=ids["eos"],
-            mask_id=ids["mask"],
-        )
-        self._special_ids = {
-            number for number, token in self._engine.get_added_tokens_decoder().items() if token.special
-        }
+        rows = -(-(last + 1) // _ROWS) * _ROWS
+        self.vocabulary = Vocabulary(rows, last, bos_id=ids["bos"], eos_id=ids["eos"], mask_id=last)
+        self._special_ids = {key for key, token in self._engine.get_added_tokens_decoder().items() if token.special}
+        tree, plain = json.loads(json_text), json.loads(json_text, object_hook=_spaceless)
+        changed = [tree.get(step) != plain.get(step) for step in ("normalizer", "pre_tokenizer")]
+        self.adds_space = any(changed)
+        # The library's Metaspace spares the space where the text begins with one; its Prepend never does.
+        self._spares_space = changed == [False, True]
         # Why bytes per piece cannot be relied on, or None; preparation adds a reason when a text disproves them.
-        self.bytes_problem = bytes_problem(json_text)
+        self.bytes_problem = bytes_problem(json.dumps(plain))
 
     @classmethod
     def with_specials(cls, engine: tokenizers.Tokenizer) -> Tokenizer:
@@ -213,17 +212,38 @@ class Tokenizer:
 
     @property
     def token_bytes_V(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of text that each id stands for, exactly; 0 for special pieces and padding.
+        """UTF-8 bytes of text that each id stands for wherever it stands; 0 for special pieces and padding.
 
         Raises:
-            DataError: The tokenizer changes text, so its pieces do not add up to the text's bytes.
+            DataError: The tokenizer changes text, or the first piece of a text counts otherwise than later ones.
         """
-        if self.bytes_problem is not None:
-            raise DataError(
-                f"this tokenizer has no exact bytes per piece: {self.bytes_problem}; bits per byte need a byte-level "
-                "tokenizer, such as data.tokenizer=bpe(4096)"
-            )
+        self._require_bytes("a first piece counts a byte less (see document_bytes)" if self.adds_space else None)
         return self._byte_counts_V
+
+    def document_bytes(self, ids: NDArray[np.integer], text: str | None = None) -> NDArray[np.int64]:
+        """Count the UTF-8 bytes that each id of a document stands for.
+
+        Args:
+            ids: Ids [tokens] from the document's start.
+            text: The document; where it is given, the ids must add up to its bytes.
+
+        Returns:
+            Bytes [tokens]; 0 for special pieces; a space that the tokenizer added is not among them.
+
+        Raises:
+            DataError: The tokenizer changes text, in general or this one.
+        """
+        self._require_bytes()
+        sizes = self._byte_counts_V[ids]
+        sizes[np.flatnonzero(sizes)[:1]] -= int(self.adds_space)
+        if text is not None and sizes.sum() != (wanted := len(text.encode("utf-8", "surrogatepass"))):
+            self._require_bytes(f"its pieces of {text[:40]!r}... stand for {sizes.sum()} bytes, the text has {wanted}")
+        return sizes
+
+    def _require_bytes(self, problem: str | None = None) -> None:
+        if problem := self.bytes_problem or problem:
+            advice = "bits per byte need a byte-level tokenizer, such as data.tokenizer=bpe(4096)"
+            raise DataError(f"this tokenizer has no exact bytes per piece: {problem}; {advice}")
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Turn text into ids, without special pieces.
@@ -234,11 +254,12 @@ class Tokenizer:
         Returns:
             Ids [tokens].
         """
-        return np.array(self._engine.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int64]]:
         """Turn several texts into ids, each as `encode` does."""
-        encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)
+        begun = [f" {text}" if self._spares_space and text.startswith((" ", "▁")) else text for text in texts]
+        encodings = self._engine.encode_batch_fast(begun, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
@@ -255,7 +276,7 @@ class Tokenizer:
     def text_bytes(self, ids: NDArray[np.integer]) -> int:
         """Count the UTF-8 bytes of text that ids stand for (of the decoded text where pieces are not exact)."""
         if self.bytes_problem is None:
-            return int(self._byte_counts_V[ids].sum())
+            return int(self.document_bytes(ids).sum())
         return len(self.decode(ids).encode("utf-8", "surrogatepass"))
 
     def save(self, folder: Path | str) -> None:
@@ -266,12 +287,8 @@ class Tokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        pieces = {
-            "bos_token": self._names["bos"],
-            "eos_token": self._names["eos"],
-            "pad_token": self._names["eos"],
-            "mask_token": self._names["mask"],
-        }
+        pieces = {f"{name}_token": self._names[name] for name in ("bos", "eos", "mask")}
+        pieces["pad_token"] = pieces["eos_token"]
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **pieces}
         write_durably(folder / "tokenizer.json", self._json.encode())
         write_durably(folder / "tokenizer_config.json", as_json(config))
@@ -304,6 +321,13 @@ class Tokenizer:
                 f"Restore it, or delete {_FACTS} to take it as a tokenizer of its own"
             )
         return tokenizer
+
+
+def _spaceless(step: dict[str, Any]) -> dict[str, Any]:
+    """Give a step of a tokenizer.json without what puts a space before a text."""
+    if step.get("type") == "Prepend" and step.get("prepend") == "▁":
+        return {"type": "Replace"}
+    return {**step, "prepend_scheme": "never"} if step.get("prepend_scheme") in ("first", "always") else step
 
 
 def _declare(engine: tokenizers.Tokenizer, name: str) -> None:

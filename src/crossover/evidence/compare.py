@@ -191,10 +191,10 @@ def _read(arm: str, runs: Sequence[RunRecord], split: str, draws: int, seed: int
     nats_SD = np.array([card["document_nats"] for _, card in cards], float)
     bytes_D = np.array(sizes, float)
     nats = float(nats_SD.mean(0).sum() / float(sum(cards[0][1]["document_tokens"])))
-    return Sample(arm, procedure, exact, seeds, nats, bytes_D, _resample(nats_SD, bytes_D, seeds, draws, seed))
+    return Sample(arm, procedure, exact, seeds, nats, bytes_D, resample_documents(nats_SD, bytes_D, seeds, draws, seed))
 
 
-def _resample(
+def resample_documents(
     nats_SD: NDArray[np.float64], bytes_D: NDArray[np.float64], seeds: Sequence[int], draws: int, seed: int
 ) -> NDArray[np.float64]:
     """Give bits per byte of the sample and of each draw; equal shapes get equal draws, which is what pairs them."""

@@ -63,11 +63,16 @@ def score_folder(
         name = source
         texts = [document.text for document in component_of("corpus", source).documents(1_000_000)]
         documents = [_with_end(tokenizer, item) for item in texts]
+        for ids, item in zip(documents, texts, strict=True):
+            # Refuses a text that the tokenizer changes, before anything is said about its bytes.
+            tokenizer.document_bytes(ids, item)
     context = int(model.inner.config.max_position_embeddings) - 1
-    held_out = cut(documents, tokenizer.token_bytes_V, context, windows, name)
+    held_out = cut(documents, tokenizer.document_bytes, context, windows, name)
     modes = facts["modes"] if procedure == "all" else [procedure]
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    stated = {"text": name, "weights_sha256": weights, "tokenizer_hash": tokenizer.hash, "crossover": __version__}
+    text_hash = hashlib.sha256(b"".join(item.astype("<i8").tobytes() for item in documents)).hexdigest()
+    stated = {"text": name, "text_sha256": text_hash, "weights_sha256": weights, "tokenizer_hash": tokenizer.hash}
+    stated["crossover"] = __version__
     for mode in modes:
         chosen = procedure_of(mode, draws=draws, positions=positions)
         card = score(model, held_out, chosen, conditions=stated)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -83,7 +83,7 @@ class ScoringWindows:
 
 def cut(
     documents: Sequence[NDArray[np.int64]],
-    token_bytes_V: NDArray[np.int64],
+    bytes_of: Callable[[NDArray[np.int64]], NDArray[np.int64]],
     context: int,
     limit: int | None,
     split: str,
@@ -95,7 +95,7 @@ def cut(
 
     Args:
         documents: Tokens of each document, its end token included.
-        token_bytes_V: UTF-8 bytes that each token stands for.
+        bytes_of: Gives the UTF-8 bytes that each token of a document stands for (`Tokenizer.document_bytes`).
         context: T.
         limit: Largest number of windows, or None for all.
         split: Name of the text, for errors and for the choice.
@@ -107,9 +107,7 @@ def cut(
         DataError: Fewer than two windows: no uncertainty could be given.
     """
     pieces = [
-        (index, document[start : start + context])
-        for index, document in enumerate(documents)
-        for start in range(0, len(document), context)
+        (index, start) for index, document in enumerate(documents) for start in range(0, len(document), context)
     ]
     if min(len(pieces), 2 if limit is None else limit) < 2:
         have = f"the {split} text has {len(pieces)} window(s) of {context} tokens"
@@ -117,13 +115,19 @@ def cut(
     if limit is not None and limit < len(pieces):
         chosen = np.sort(stream(0, f"windows-{split}", context).choice(len(pieces), limit, replace=False))
         pieces = [pieces[index] for index in chosen]
-    tokens = np.zeros((len(pieces), context), np.int64)
-    for row, (_, piece) in enumerate(pieces):
-        tokens[row, : len(piece)] = piece
+    tokens, lengths = np.zeros((len(pieces), context), np.int64), np.zeros(len(pieces), np.int64)
+    sizes, last, bytes_of_last = np.zeros(len(pieces), np.int64), -1, np.zeros(0, np.int64)
+    for row, (index, start) in enumerate(pieces):
+        if index != last:
+            # Of the whole document: what a piece stands for may depend on whether it is the first.
+            last, bytes_of_last = index, bytes_of(documents[index])
+        piece = documents[index][start : start + context]
+        tokens[row, : len(piece)], lengths[row] = piece, len(piece)
+        sizes[row] = bytes_of_last[start : start + context].sum()
     return ScoringWindows(
         tokens_WT=tokens,
-        lengths_W=np.array([len(piece) for _, piece in pieces]),
-        bytes_W=np.array([int(token_bytes_V[piece].sum()) for _, piece in pieces]),
+        lengths_W=lengths,
+        bytes_W=sizes,
         documents_W=np.array([index for index, _ in pieces]),
     )
 
@@ -145,6 +149,6 @@ def held_out(text: PreparedText, split: Literal["dev", "test"], context: int, li
     """
     documents = [document.tokens for document in text.documents(split)]
     try:
-        return cut(documents, text.tokenizer.token_bytes_V, context, limit, split)
+        return cut(documents, text.tokenizer.document_bytes, context, limit, split)
     except DataError as error:
         raise DataError(f"data.{split}_share: {error}; raise it, give more text, or lower data.context") from None

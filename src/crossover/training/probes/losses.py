@@ -116,7 +116,7 @@ class LossProbe:
         return made
 
     def _cut(self, documents: list[NDArray[np.int64]], limit: int, split: str) -> ScoringWindows:
-        return cut(documents, self.bench.text.tokenizer.token_bytes_V, self.bench.context, limit, split)
+        return cut(documents, self.bench.text.tokenizer.document_bytes, self.bench.context, limit, split)
 
     def _documents(self, tokens_U: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         ends = np.flatnonzero(tokens_U == self.bench.vocabulary.eos_id) + 1
