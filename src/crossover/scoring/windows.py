@@ -106,9 +106,7 @@ def cut(
     Raises:
         DataError: Fewer than two windows: no uncertainty could be given.
     """
-    pieces = [
-        (index, start) for index, document in enumerate(documents) for start in range(0, len(document), context)
-    ]
+    pieces = [(index, start) for index, document in enumerate(documents) for start in range(0, len(document), context)]
     if min(len(pieces), 2 if limit is None else limit) < 2:
         have = f"the {split} text has {len(pieces)} window(s) of {context} tokens"
         raise DataError(f"{have}, of which {limit or 'all'} are to be scored; at least 2 are needed for an uncertainty")
