@@ -1,16 +1,24 @@
-"""Next-token generation with transformers' key-value cache."""
+"""Next-token generation with transformers' key-value cache.
+
+Suffixes: B texts, N new inputs, K inputs so far, R read states.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from crossover.errors import RecipeError
 from crossover.model.backbone import Backbone
+from crossover.sampling.cached import CachedBody
+from crossover.sampling.canvas import Row, context_of, evaluating, lay, permitted, put
 from crossover.sampling.picking import Picking
+from crossover.sampling.prices import Prices
+from crossover.sampling.reading import Reading
+from crossover.sampling.record import Generation, OnChange
 
 
 @dataclass(frozen=True)
@@ -19,13 +27,14 @@ class AutoregressiveSampler:
 
     Args:
         picking: How a token is drawn.
+        cached: Whether keys and values of earlier tokens are kept; False computes them again in each pass.
     """
 
     picking: Picking = field(default_factory=Picking)
+    cached: bool = True
 
-    @torch.inference_mode()
     def generate(self, model: Backbone, prompt: Sequence[int], n_tokens: int, seed: int) -> list[int]:
-        """Continue a prompt.
+        """Continue one prompt; see `sample`.
 
         Args:
             model: The model.
@@ -35,29 +44,104 @@ class AutoregressiveSampler:
 
         Returns:
             The drawn ids, up to and without the end-of-document token.
+        """
+        return list(self.sample(model, [prompt], n_tokens, seed)[0].ids)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        model: Backbone,
+        prompts: Sequence[Sequence[int]],
+        n_tokens: int | Sequence[int],
+        seed: int,
+        *,
+        first: int = 0,
+        reading: Reading | None = None,
+        on_change: OnChange | None = None,
+    ) -> tuple[Generation, ...]:
+        """Continue prompts of any lengths in one batch.
+
+        Args:
+            model: The model.
+            prompts: Token ids of each without BOS; an empty one begins a document.
+            n_tokens: Most tokens to draw, for all or for each.
+            seed: The same seed gives the same texts.
+            first: Number of the first prompt. A text depends on seed, number and prompt, not on the batch (but for
+                float32 rounding, which can tip a draw that lies within 1e-6 of a border).
+            reading: How ids read, for texts, and strings that end them.
+            on_change: Told of each text as it grows.
+
+        Returns:
+            A text per prompt.
 
         Raises:
-            RecipeError: Prompt and wanted tokens do not fit into the window.
+            RecipeError: Prompt and wanted tokens do not fit into the window, ids are none, or logits are not finite.
         """
-        context = int(model.inner.config.max_position_embeddings) - 1
-        if len(prompt) + n_tokens > context:
-            raise RecipeError(
-                f"prompt ({len(prompt)} tokens) and {n_tokens} new ones exceed the model's window of {context}"
-            )
-        model.eval()
-        generator = torch.Generator().manual_seed(seed)
-        cache: Any = None
-        inputs = torch.tensor([[model.vocabulary.bos_id, *prompt]])
-        drawn: list[int] = []
-        body: Any = model.inner.model
-        for _ in range(n_tokens):
-            # Without a plan transformers drives its own causal mask, cache included.
-            out = body(input_ids=inputs.to(model.device), past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            logits = model.logits(out.last_hidden_state[:, -1]).cpu()
-            token = int(self.picking.draw(logits, generator)[0])
-            if token == model.vocabulary.eos_id:
-                break
-            drawn.append(token)
-            inputs = torch.tensor([[token]])
-        return drawn
+        begin = time.perf_counter()
+        rows = lay(model, prompts, n_tokens, seed, context=context_of(model), first=first, holes=False)
+        live = [row for row in rows if row.holes]
+        with evaluating(model):
+            if live:
+                self._draw(model, live, reading, on_change)
+        seconds = time.perf_counter() - begin
+        return tuple(row.generation(reading, seconds) for row in rows)
+
+    def _draw(self, model: Backbone, live: list[Row], reading: Reading | None, on_change: OnChange | None) -> None:
+        prices, body, pads = Prices.of(model), CachedBody(model), [0]
+        starts, drawn = {row.number: _document_start(row) for row in live}, 0
+        while live:
+            if drawn == 0 or not self.cached:
+                body = CachedBody(model)
+                texts = [[model.vocabulary.bos_id, *row.window[: row.open + drawn]] for row in live]
+                texts = [text[starts[row.number] :] for row, text in zip(live, texts, strict=True)]
+                longest = max(map(len, texts))
+                pads = [longest - len(text) for text in texts]
+            else:
+                texts = [[row.window[row.open + drawn - 1]] for row in live]
+            positions = [row.open + drawn + 1 - len(text) for row, text in zip(live, texts, strict=True)]
+            before = len(body)
+            states_RD = _run(body, texts, positions, pads, model.vocabulary.bos_id)
+            for row, text, pad in zip(live, texts, pads, strict=True):
+                row.charge(prices.next_tokens(len(text), max(0, before - pad)))
+            asks = [(row, [row.open + drawn]) for row in live]
+            put(asks, permitted(asks, model.logits(states_RD).cpu()), self.picking)
+            drawn += 1
+            keep = [index for index, row in enumerate(live) if not _ended(row, drawn, reading, on_change)]
+            if self.cached and 0 < len(keep) < len(live):
+                body.select(keep)
+            live, pads = [live[index] for index in keep], [pads[index] for index in keep]
+
+
+def _document_start(row: Row) -> int:
+    """Give the first input that the text to be drawn may see: BOS, or the last end of a document before it."""
+    words = row.vocabulary
+    if not words.separate_documents or words.eos_id not in row.window:
+        return 0
+    return row.open - row.window[: row.open][::-1].index(words.eos_id)
+
+
+def _run(body: CachedBody, texts: list[list[int]], positions: list[int], pads: list[int], filler: int) -> Tensor:
+    """Run the new inputs of texts that end together; the shorter ones begin later, behind padding."""
+    new = max(map(len, texts))
+    short = torch.tensor([new - len(text) for text in texts])
+    inputs_BN = torch.tensor([[filler] * (new - len(text)) + text for text in texts])
+    positions_BN = (torch.tensor(positions) - short)[:, None] + torch.arange(new)
+    count = len(body) + new
+    seen_BNK = None
+    if new > 1 or any(pads):
+        key_K, query_N1, pads_B11 = torch.arange(count), torch.arange(count - new, count)[:, None], torch.tensor(pads)
+        pads_B11 = pads_B11[:, None, None]
+        # Padding sees padding, so that its states stay numbers; nobody else sees it.
+        seen_BNK = (key_K <= query_N1) & ((key_K >= pads_B11) | (query_N1 < pads_B11))
+    reads_R = torch.arange(1, len(texts) + 1) * new - 1
+    return body.run(inputs_BN, positions_BN.clamp(min=0), seen_BNK, reads_R)
+
+
+def _ended(row: Row, drawn: int, reading: Reading | None, on_change: OnChange | None) -> bool:
+    end = row.open + drawn
+    if on_change is not None:
+        on_change(row.number, row.window[:end])
+    is_last = row.window[end - 1] in row.ends
+    if is_last or (reading is not None and reading.may_stop(row.window, row.open, end)):
+        return row.close(end, reading) or drawn == len(row.holes)
+    return drawn == len(row.holes)

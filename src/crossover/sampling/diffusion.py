@@ -1,44 +1,61 @@
-"""Generation by unmasking: the rest of the window starts hidden and is revealed a few tokens at a time."""
+"""Generation by unmasking: the rest of the window starts hidden and is revealed a few tokens at a time.
+
+Suffixes: Q rows of a pass, T data tokens, N = T + 1 inputs, R places, P predictable ids.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from crossover.errors import RecipeError
 from crossover.model.backbone import Backbone
+from crossover.objectives.windows import documents_of
 from crossover.records import Pattern
+from crossover.sampling.canvas import Row, context_of, evaluating, lay
 from crossover.sampling.picking import Picking
+from crossover.sampling.policies import FirstHitting, Policy
+from crossover.sampling.prices import Prices
+from crossover.sampling.reading import Reading
+from crossover.sampling.record import Generation, OnChange
+from crossover.sampling.unmasking import Asks, unmask
 
 
 @dataclass(frozen=True)
 class MaskedSampler:
-    """Reveals hidden tokens in a chosen order, `tokens_per_pass` in each forward pass.
+    """Reveals hidden tokens of a window in an order that a policy chooses; what is given may stand anywhere.
 
     With one token per pass the text is an exact draw from the model's procedure; with more it is an approximation.
+    What lies behind the wanted tokens stays hidden up to the window's end, as in training and scoring. Behind a hole
+    that is followed by given text no document ends: its end is barred there.
 
     Args:
-        context: T, the window that the model was trained on; what follows the wanted tokens stays hidden.
         picking: How a token is drawn.
-        order: "random", "confidence" (most certain draws first) or "left_to_right".
-        tokens_per_pass: Tokens revealed per forward pass.
+        policy: Which hidden tokens are revealed in a pass.
+        guidance: w of classifier-free guidance in LLaDA's unsupervised form (arXiv 2502.09992, appendix): logits are
+            u + (1 + w) (c - u), where u are those with all given tokens hidden. 0 is off; otherwise each pass is two.
+        context: T, the window that the model was trained on; None for the one that it has positions for.
     """
 
-    context: int
     picking: Picking = field(default_factory=Picking)
-    order: Literal["random", "confidence", "left_to_right"] = "random"
-    tokens_per_pass: int = 1
+    policy: Policy = field(default_factory=FirstHitting)
+    guidance: float = 0.0
+    context: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens_per_pass < 1:
-            raise RecipeError(f"tokens_per_pass must be at least 1, not {self.tokens_per_pass}")
+        if not np.isfinite(self.guidance) or self.guidance < 0:
+            raise RecipeError(f"guidance must be a finite number that is not negative, not {self.guidance}")
+        if self.context is not None and self.context < 1:
+            raise RecipeError(f"a window has at least 1 token, not {self.context}")
 
-    @torch.inference_mode()
     def generate(self, model: Backbone, prompt: Sequence[int], n_tokens: int, seed: int) -> list[int]:
-        """Continue a prompt.
+        """Continue one prompt; see `sample`.
 
         Args:
             model: The model.
@@ -48,36 +65,89 @@ class MaskedSampler:
 
         Returns:
             The drawn ids up to and without the first end-of-document token.
+        """
+        return list(self.sample(model, [prompt], n_tokens, seed)[0].ids)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        model: Backbone,
+        prompts: Sequence[Sequence[int]],
+        n_tokens: int | Sequence[int],
+        seed: int,
+        *,
+        first: int = 0,
+        reading: Reading | None = None,
+        on_change: OnChange | None = None,
+    ) -> tuple[Generation, ...]:
+        """Continue prompts of any lengths, or fill the holes in them, in one batch.
+
+        Args:
+            model: The model.
+            prompts: Token ids of each without BOS; may be empty; the mask's id marks a hole.
+            n_tokens: Tokens to draw behind the prompts, for all or for each; 0 fills holes only.
+            seed: The same seed gives the same texts.
+            first: Number of the first prompt. A text depends on seed, number and prompt, not on the batch (but for
+                float32 rounding, which can tip a draw that lies within 1e-6 of a border).
+            reading: How ids read, for texts, and strings that end them.
+            on_change: Told of each text as it is revealed.
+
+        Returns:
+            A text per prompt.
 
         Raises:
-            RecipeError: Prompt and wanted tokens do not fit into the window.
+            RecipeError: Prompt and wanted tokens do not fit into the window, ids are none, or logits are not finite.
         """
-        if len(prompt) + n_tokens > self.context:
-            raise RecipeError(
-                f"prompt ({len(prompt)} tokens) and {n_tokens} new ones exceed the model's window of {self.context}"
-            )
-        model.eval()
-        generator = torch.Generator().manual_seed(seed)
-        vocabulary, start = model.vocabulary, len(prompt)
-        window = torch.full((1, self.context + 1), vocabulary.mask_id)
-        window[0, 0] = vocabulary.bos_id
-        window[0, 1 : start + 1] = torch.tensor(list(prompt), dtype=torch.long)
-        positions = torch.arange(self.context + 1)[None].to(model.device)
-        plan = model.plan(Pattern("full"), self.context + 1)
-        hidden = list(range(start, start + n_tokens))
-        while hidden:
-            states = model.states(window.to(model.device), positions, plan)
-            ids, certain = self.picking.draw(model.logits(states[0, hidden]).cpu(), generator)
-            for index in self._choose(certain, generator):
-                window[0, hidden[index] + 1] = ids[index]
-            hidden = [place for place in hidden if window[0, place + 1] == vocabulary.mask_id]
-        drawn = window[0, start + 1 : start + n_tokens + 1].tolist()
-        return drawn[: drawn.index(vocabulary.eos_id)] if vocabulary.eos_id in drawn else drawn
+        begin = time.perf_counter()
+        most = context_of(model)
+        context = self.context or most
+        if context > most:
+            raise RecipeError(f"a window of {context} tokens is more than the {most} that the model has positions for")
+        rows = lay(model, prompts, n_tokens, seed, context=context, first=first)
+        if self.guidance and any(len(row.holes) == len(row.window) for row in rows):
+            raise RecipeError("guidance needs a prompt: without one there is nothing to hide, and it has no effect")
+        prices = Prices.of(model)
 
-    def _choose(self, certain_R: torch.Tensor, generator: torch.Generator) -> list[int]:
-        count = min(self.tokens_per_pass, len(certain_R))
-        if self.order == "left_to_right":
-            return list(range(count))
-        if self.order == "confidence":
-            return certain_R.topk(count).indices.tolist()
-        return torch.randperm(len(certain_R), generator=generator)[:count].tolist()
+        def predict(asks: Asks) -> Tensor:
+            return self._predict(model, asks, context, prices)
+
+        with evaluating(model):
+            unmask(rows, 0, context, self.policy, self.picking, predict, on_change)
+        for row in rows:
+            row.close(len(row.window), reading)
+        seconds = time.perf_counter() - begin
+        return tuple(row.generation(reading, seconds) for row in rows)
+
+    def _predict(self, model: Backbone, asks: Asks, context: int, prices: Prices) -> Tensor:
+        shown = [_window(row, context) for row, _ in asks]
+        if self.guidance:
+            shown += [_window(row, context, given=False) for row, _ in asks]
+        for row, places in asks:
+            passes = 2 if self.guidance else 1
+            row.charge(passes * prices.window(context + 1, len(places)), passes)
+        copies = [places for _, places in asks] * (2 if self.guidance else 1)
+        reads = [number * (context + 1) + place for number, places in enumerate(copies) for place in places]
+        inputs_QN = np.array(shown)
+        device, documents = model.device, documents_of(inputs_QN, model.vocabulary)
+        plan: Any = model.plan(
+            Pattern("full"), context + 1, None if documents is None else torch.from_numpy(documents).to(device)
+        )
+        positions = torch.arange(context + 1, device=device)[None]
+        states_RD = model.read_states(
+            torch.from_numpy(inputs_QN).to(device), positions, plan, torch.tensor(reads, device=device)
+        )
+        logits_RP = model.logits(states_RD).cpu()
+        if not self.guidance:
+            return logits_RP
+        given_RP, plain_RP = logits_RP.chunk(2)
+        return plain_RP + (1 + self.guidance) * (given_RP - plain_RP)
+
+
+def _window(row: Row, context: int, *, given: bool = True) -> list[int]:
+    """Write BOS and the text out, hidden up to the window's end; without what is given, if asked for."""
+    words, tokens = row.vocabulary, row.window
+    if not given:
+        tokens = [words.mask_id] * len(row.window)
+        for place in row.holes:
+            tokens[place] = row.window[place]
+    return [words.bos_id, *tokens, *[words.mask_id] * (context - len(tokens))]
