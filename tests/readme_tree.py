@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tree -->\n", "<!-- end of tree -->"
-ROOMS = ("data", "model", "objectives", "control", "hub", "sampling", "scoring", "training", "evidence")
+ROOMS = ("data", "model", "objectives", "control", "hub", "sampling", "scoring", "training", "evidence", "cli")
 WORDS = ("errors", "records", "registry", "trees", "recipe", "streams")
 # A longer sentence is cut at its colon.
 WIDTH = 90
@@ -57,7 +57,6 @@ def tree() -> str:
             f"{room + '/':<20}{first_sentence(source / room / '__init__.py')}",
             *indented(modules(source / room)),
         ]
-    inside.append(f"{'cli.py':<20}{first_sentence(source / 'cli.py')}")
     others = [f"{name:<24}{said}" for name, said in FOLDERS.items() if any((ROOT / name).glob("[!.]*"))]
     return "\n".join(["src/crossover/", *indented(inside), *others])
 

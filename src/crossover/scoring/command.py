@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +22,73 @@ from crossover.scoring.procedures import procedure_of
 from crossover.scoring.windows import cut
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A number as it is printed and kept.
+
+    Args:
+        card: The number with its card.
+        split: "dev" or "test" of the run, or "text" for other text.
+        trained: Whether the model was trained for this mode.
+    """
+
+    card: ScoreCard
+    split: str
+    trained: bool
+
+    @property
+    def name(self) -> str:
+        """What its file is called, such as `test-ar`."""
+        return f"{self.split}-{self.card.procedure}"
+
+    def row(self) -> dict[str, Any]:
+        """Give the card as JSON values, as a run keeps them."""
+        return {**asdict(self.card), "perplexity": self.card.perplexity, "split": self.split, "headline": False}
+
+    def line(self) -> str:
+        """Write the number and its card as a person would."""
+        card, kind = self.card, "exact" if self.card.exact else "bound"
+        kind += "" if self.trained else ", a mode that this model was not trained for"
+        text = f"{card.documents} documents of {card.conditions['text']}"
+        return (
+            f"{card.procedure} ({kind}): {card.bits_per_byte:.4f} +- {card.standard_error_bits:.4f} bits per byte, "
+            f"{card.loss_nats:.4f} +- {card.standard_error_nats:.4f} nats per token, perplexity {card.perplexity:.2f} "
+            f"({card.tokens:,} tokens, {card.text_bytes:,} bytes, {text})\n"
+            f"  card: {', '.join(f'{key}={value}' for key, value in card.conditions.items())}"
+        )
+
+
 def score_folder(
     folder: Path,
     source: str | Mapping[str, Any] | None,
     *,
     split: str,
-    procedure: str,
+    procedures: Sequence[str],
     windows: int,
     draws: int,
     positions: int,
-) -> Iterator[str]:
+) -> Iterator[Scored]:
     """Score a model folder.
 
     Args:
         folder: A model folder that a run left.
         source: A text's path, or the run's recipe when its own dev or test text is scored.
         split: "dev" or "test" of the run, else ignored.
-        procedure: A procedure's name, or "all" that the model has.
+        procedures: Names of procedures, or "all" that the model has.
         windows: Windows to score.
         draws: Mask draws per window for a bound.
         positions: Positions per window for `l2r`.
 
     Yields:
-        The number, its uncertainty and its card for each procedure.
+        The number with its card, for each procedure.
 
     Raises:
         DataError: There is no text to score, or it is not the model's own where it should be.
     """
-    if procedure != "all":
-        # A mistyped name should not wait for torch and the text.
-        procedure_of(procedure, draws=draws, positions=positions)
+    for name in procedures:
+        if name != "all":
+            # A mistyped name should not wait for the weights and the text.
+            procedure_of(name, draws=draws, positions=positions)
     model, tokenizer, facts = open_model(folder)
     if isinstance(source, Mapping):
         text = prepare(resolve(source).data, seed=0)
@@ -68,7 +106,7 @@ def score_folder(
             tokenizer.document_bytes(ids, item)
     context = int(model.inner.config.max_position_embeddings) - 1
     held_out = cut(documents, tokenizer.document_bytes, context, windows, name)
-    modes = facts["modes"] if procedure == "all" else [procedure]
+    modes = [mode for name in procedures for mode in (facts["modes"] if name == "all" else [name])]
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     text_hash = hashlib.sha256(b"".join(item.astype("<i8").tobytes() for item in documents)).hexdigest()
     stated = {"text": name, "text_sha256": text_hash, "weights_sha256": weights, "tokenizer_hash": tokenizer.hash}
@@ -76,19 +114,16 @@ def score_folder(
     for mode in modes:
         chosen = procedure_of(mode, draws=draws, positions=positions)
         card = score(model, held_out, chosen, conditions=stated)
-        yield _line(card, trained=mode in facts["modes"])
+        yield Scored(card, split if isinstance(source, Mapping) else "text", _is_trained(mode, facts["modes"]))
 
 
-def _line(card: ScoreCard, *, trained: bool) -> str:
-    kind = "exact" if card.exact else "bound"
-    kind += "" if trained else ", a mode that this model was not trained for"
-    text = f"{card.documents} documents of {card.conditions['text']}"
-    return (
-        f"{card.procedure} ({kind}): {card.bits_per_byte:.4f} +- {card.standard_error_bits:.4f} bits per byte, "
-        f"{card.loss_nats:.4f} +- {card.standard_error_nats:.4f} nats per token, perplexity {card.perplexity:.2f} "
-        f"({card.tokens:,} tokens, {card.text_bytes:,} bytes, {text})\n"
-        f"  card: {', '.join(f'{key}={value}' for key, value in card.conditions.items())}"
-    )
+def _is_trained(procedure: str, modes: Sequence[str]) -> bool:
+    """Say whether a model learned what a procedure asks: masks in any order, or those within its blocks."""
+    word, _, rest = procedure.partition("(")
+    if word == "block":
+        size = rest.rstrip(")").split(",")[0]
+        return any(mode.startswith("nelbo(") and mode[6:].rstrip(")").split(",")[0] == size for mode in modes)
+    return procedure in modes or (word in ("order", "l2r", "nelbo") and "nelbo" in modes and not rest[:1].isdigit())
 
 
 def _with_end(tokenizer: Any, text: str) -> Any:

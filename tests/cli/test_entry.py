@@ -10,7 +10,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +21,6 @@ from crossover import cli
 from tiny_runs import read, rows
 
 COMMANDS = sorted(getattr(typer.main.get_command(cli.app), "commands", {}))
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with text, a recipe, a cache, and a finished run of both kinds of objective."""
-    folder = tmp_path_factory.mktemp("cli")
-    source = tiny_runs.write_text(folder / "text.jsonl")
-    mix = {"name": "constant", "mix": {"autoregressive": 0.5, "masked": 0.5}}
-    recipe = tiny_runs.write_recipe(folder / "recipe.yaml", source, controller=mix, budget={"tokens": 8192})
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("CROSSOVER_CACHE", str(folder / "cache"))
-        assert tiny_runs.command(patched, "train", recipe, "--run-dir", folder / "run") == 0
-    return folder
-
-
-@pytest.fixture
-def crossover(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Give a command in this process; returns exit code, output and errors."""
-    monkeypatch.setenv("CROSSOVER_CACHE", str(place / "cache"))
-    monkeypatch.chdir(place)
-
-    def give(*arguments: object) -> tuple[int, str, str]:
-        code = tiny_runs.command(monkeypatch, *arguments)
-        return code, *capsys.readouterr()
-
-    return give
-
-
-@pytest.fixture
-def refused(crossover: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
-    """Give a command that must be refused in one message; returns the message."""
-
-    def give(*arguments: object) -> str:
-        code, out, said = crossover(*arguments)
-        assert (code, out) == (2, ""), (code, out, said)
-        assert said.startswith("error: ") and said.count("\n") == 1
-        return said
-
-    return give
 
 
 def environment(place: Path) -> dict[str, str]:
@@ -150,101 +108,6 @@ def test_a_run_goes_where_its_name_says(crossover, tmp_path, monkeypatch, place)
     assert (code, said) == (0, "")
     assert out.splitlines()[-1].startswith("runs/called: finished; scores in runs/called/scores")
     assert read(tmp_path / "runs" / "called" / "status.json")["state"] == "finished"
-
-
-LINE = r"(\w+) \((exact|bound)\): ([\d.]+) \+- ([\d.]+) bits per byte, ([\d.]+) \+- ([\d.]+) nats per token, perplexity"
-
-
-@pytest.mark.parametrize("split", ["dev", "test"])
-def test_eval_gives_the_scores_of_the_run(crossover, place, split):
-    scoring = ("--windows", 4, "--draws", 2, "--positions", 2)
-    code, out, said = crossover("eval", "run", "--text", split, *scoring)
-    assert (code, said) == (0, "")
-    found = {match[0]: match for match in re.findall(LINE, out)}
-    assert set(found) == {"ar", "nelbo", "l2r"}
-    headline = read(place / "run" / "scores" / "summary.json")["headline"]
-    card = read(place / "run" / "scores" / f"{split}-{headline}.json")
-    # The model folder holds the weights of the headline mode, so its score is the one on the card.
-    assert float(found[headline][2]) == pytest.approx(card["bits_per_byte"], abs=1e-4)
-    assert [found[mode][1] for mode in ("ar", "nelbo", "l2r")] == ["exact", "bound", "exact"]
-
-
-def test_eval_scores_a_text_file(crossover, tmp_path):
-    text = tmp_path / "story.txt"
-    text.write_text("alpha beta gamma delta. " * 60)
-    code, out, said = crossover("eval", "run", "--text", text, "--procedure", "ar")
-    assert (code, said) == (0, "")
-    assert len(out.splitlines()) == 2 and "  card: context=" in out and "weights_sha256=" in out
-    assert f"{len(text.read_bytes()):,} bytes, 1 documents of {text}" in out
-    assert crossover("eval", "run/model", "--text", text, "--procedure", "ar")[1] == out
-
-
-def test_eval_says_when_a_mode_was_not_trained(crossover, tmp_path):
-    (tmp_path / "story.txt").write_text("alpha beta gamma delta. " * 30)
-    code, out, _ = crossover("eval", "run", "--text", tmp_path / "story.txt", "--procedure", "nelbo(8)", "--draws", 2)
-    assert code == 0
-    assert out.startswith("nelbo(8) (bound, a mode that this model was not trained for): ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("--procedure", "foo"), "no procedure called 'foo'; (choices: ar, l2r, nelbo, nelbo(16))"),
-        (("--procedure", "nelb"), "did you mean 'nelbo'?"),
-        (("--procedure", "nelbo(5)"), "divide the window of 32 tokens"),
-        (("--text", "nowhere.txt"), "nowhere.txt: no such file or folder"),
-        (("--text", "recipe.yaml"), "recipe.yaml: is of no known text format"),
-        (("--windows", "1"), "Invalid value for '--windows'"),
-        (("--windows", "many"), "Invalid value for '--windows'"),
-    ],
-)
-def test_eval_refuses(refused, arguments, expected):
-    assert expected in refused("eval", "run", *arguments)
-
-
-def test_eval_of_too_little_text_is_refused(refused, tmp_path):
-    (tmp_path / "story.txt").write_text("alpha beta")
-    assert "story.txt" in refused("eval", "run", "--text", tmp_path / "story.txt")
-
-
-def test_eval_of_a_copied_model_needs_a_text(refused):
-    assert "give --text a file or folder" in refused("eval", "run/model")
-
-
-@pytest.mark.parametrize("mode", ["ar", "masked"])
-def test_sample_writes_text(crossover, mode):
-    arguments = ("sample", "run", "--prompt", "alpha beta", "--tokens", 12, "--mode", mode)
-    code, out, note = crossover(*arguments)
-    assert code == 0
-    assert out.startswith("alpha beta") and out.endswith("\n")
-    assert re.fullmatch(rf"\[{mode}, \d+ tokens, \d+ forward passes, \d+ tokens/s, seed 0\]\n", note)
-    assert crossover(*arguments)[1] == out
-    # Without a wish, as much as the window holds is written.
-    assert crossover("sample", "run", "--prompt", "alpha " * 8, "--mode", mode)[0] == 0
-    others = {crossover(*arguments, "--seed", seed, "--temperature", 2)[1] for seed in (1, 2, 3)}
-    assert len(others) > 1
-
-
-def test_sample_uses_the_best_mode(crossover, place):
-    headline = read(place / "run" / "scores" / "summary.json")["headline"]
-    _, _, note = crossover("sample", "run", "--tokens", 4)
-    assert note.startswith("[ar," if headline == "ar" else "[masked,")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("--tokens", "33"), "0 tokens and 33 new ones exceed the model's window of 32 tokens; draw at most 32"),
-        (("--prompt", "alpha " * 40), "or shorten the prompt"),
-        (("--mode", "block"), "cannot sample in mode 'block'; this model has: ar, masked"),
-        (("--temperature", "-1"), "temperature must not be negative"),
-        (("--temperature", "nan"), "temperature must be a finite number"),
-        (("--tokens", "0"), "Invalid value for '--tokens'"),
-        (("--prompt", "caf\udce9"), "the prompt is not UTF-8 text"),
-    ],
-)
-def test_sample_refuses(refused, arguments, expected):
-    assert expected in refused("sample", "run", *arguments)
 
 
 @pytest.mark.parametrize("command", ["sample", "eval"])

@@ -1,0 +1,158 @@
+"""The command `eval`: a model's likelihoods, downstream tasks, and comparisons of what was kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crossover.cli.options import SettingsCommand, Trust, app, model_folder, say
+from crossover.errors import RecipeError, RunError
+
+RunPaths = Annotated[
+    list[Path], typer.Argument(help="A run folder, or a model folder; two with --compare.", show_default=False)
+]
+Text = Annotated[str, typer.Option(help="Text to score: a file, a folder, or `test`/`dev` of the run.")]
+Procedures = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="ar, l2r, nelbo, nelbo(16), order(confidence), block(16) and so on, or all that the model has; may be "
+        "given several times. Default: all for text, best for tasks.",
+        show_default=False,
+    ),
+]
+Windows = Annotated[int, typer.Option(help="Windows of text to score.", min=2)]
+Draws = Annotated[
+    int | None,
+    typer.Option(help="Mask draws per window for a bound. Default: 32, 128 for tasks.", min=1, show_default=False),
+]
+Positions = Annotated[
+    int | None,
+    typer.Option(help="Positions per window (l2r). Default: 16, 64 for tasks.", min=1, show_default=False),
+]
+Tasks = Annotated[
+    str | None, typer.Option(help="Downstream tasks in place of text: hellaswag,mmlu,blimp", show_default=False)
+]
+Evals = Annotated[
+    Path | None, typer.Option(help="Folder with the tasks' data; the hub without one.", show_default=False)
+]
+Limit = Annotated[int | None, typer.Option(help="First items of each task; all by default.", show_default=False)]
+Fewshot = Annotated[
+    int | None, typer.Option(help="Examples per question; the task's own by default.", min=0, show_default=False)
+]
+Seed = Annotated[int, typer.Option(help="The same seed draws the same masks, orders and texts.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for the score cards; <run>/scores/tasks by default for tasks.", show_default=False),
+]
+Compare = Annotated[bool, typer.Option("--compare", help="Compare the kept scores of two runs.")]
+Allow = Annotated[
+    list[str] | None, typer.Option(help="A field of the cards that may differ (--compare).", show_default=False)
+]
+
+
+@app.command("eval", cls=SettingsCommand)
+def eval_command(
+    runs: RunPaths,
+    text: Text = "test",
+    procedure: Procedures = None,
+    windows: Windows = 256,
+    draws: Draws = None,
+    positions: Positions = None,
+    tasks: Tasks = None,
+    evals: Evals = None,
+    limit: Limit = None,
+    fewshot: Fewshot = None,
+    seed: Seed = 0,
+    out: Out = None,
+    compare: Compare = False,
+    allow: Allow = None,
+    trust: Trust = False,
+) -> None:
+    """Score a model on text or downstream tasks under declared procedures, or compare two; each number has its card."""
+    if compare:
+        _compare(runs, allow or ())
+        return
+    if len(runs) != 1 or allow:
+        stray = "--allow" if allow else f"'{runs[1]}'"
+        raise RunError(f"{stray} means something with --compare only, which takes two runs")
+    run, folder = runs[0], model_folder(runs[0])
+    of_tasks = {"evals": evals, "limit": limit, "fewshot": fewshot}
+    if tasks is not None:
+        kept = out or (run / "scores" / "tasks" if (run / "recipe.yaml").exists() else None)
+        settings = {**of_tasks, "draws": draws or 128, "positions": positions or 64, "seed": seed}
+        _score_tasks(folder, tasks, procedure or ["best"], settings, kept)
+        return
+    stray = [name for name, value in {**of_tasks, "seed": seed or None}.items() if value is not None]
+    if stray:
+        raise RecipeError(f"{stray[0]} means something for tasks only; add tasks=hellaswag")
+    _score_text(run, folder, text, procedure or ["all"], (windows, draws or 32, positions or 16), out, trust)
+
+
+def _compare(runs: Sequence[Path], allow: Sequence[str]) -> None:
+    from crossover.evidence.cards import compare, lines_of
+
+    if len(runs) != 2:
+        raise RunError(f"--compare takes two runs, not {len(runs)}")
+    for line in lines_of(compare(runs[0], runs[1], allow=allow), str(runs[0]), str(runs[1])):
+        say(line)
+
+
+def _score_text(
+    run: Path,
+    folder: Path,
+    text: str,
+    procedures: Sequence[str],
+    sizes: tuple[int, int, int],
+    out: Path | None,
+    trust: bool,
+) -> None:
+    from crossover.evidence.run import read_run
+    from crossover.registry import trust_imports
+
+    source: Any = text
+    if text in ("dev", "test"):
+        source = read_run(run).recipe if (run / "recipe.yaml").exists() else None
+        if source is not None:
+            trust_imports(source.get("imports") or (), trust=trust, origin=str(run / "recipe.yaml"))
+    from crossover.scoring.command import score_folder
+
+    windows, draws, positions = sizes
+    for scored in score_folder(
+        folder, source, split=text, procedures=procedures, windows=windows, draws=draws, positions=positions
+    ):
+        say(scored.line())
+        _keep(out, scored.name, scored.row())
+
+
+def _score_tasks(
+    folder: Path, tasks: str, procedures: Sequence[str], settings: Mapping[str, Any], out: Path | None
+) -> None:
+    from crossover.scoring.tasks.evaluate import evaluate
+
+    def notify(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    names = [name for name in (part.strip() for part in tasks.split(",")) if name]
+    if not names:
+        raise RecipeError("tasks names no task; write tasks=hellaswag,blimp")
+    # The scores of a few items must not take the place of those of all.
+    part = "" if settings["limit"] is None else f"-limit-{settings['limit']}"
+    for procedure in procedures:
+        for found in evaluate(folder, names, procedure, notify=notify, **settings):
+            for line in found.lines():
+                say(line)
+            _keep(out, f"{found.task}-{found.procedure}{part}", found.record())
+
+
+def _keep(out: Path | None, name: str, row: Mapping[str, Any]) -> None:
+    if out is None:
+        return
+    from crossover.evidence.files import dumps, write_text
+
+    path = out / f"{name}.json"
+    write_text(path, dumps(row, indent=2) + "\n")
+    say(f"  kept: {path}")
