@@ -38,6 +38,7 @@ def test_two_rising_evaluations_in_a_row_shift_and_the_sentence_says_why() -> No
     assert all(words in first.decision.reason for words in said)
     assert "autoregressive 13.7%" in first.decision.reason, "(16 - 9) exposures spread over 51 epochs"
     assert first.decision.details["to"]["autoregressive"] == pytest.approx(7 / 51)
+    assert "_" not in {name[0] for name in first.decision.details["thresholds"]}, "values of a reader, not of Python"
     assert first.decision.mark == "keep" and first.decision.details["alternatives"][-1]["stays"]
 
 

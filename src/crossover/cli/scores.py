@@ -34,7 +34,10 @@ Positions = Annotated[
     typer.Option(help="Positions per window (l2r). Default: 16, 64 for tasks.", min=1, show_default=False),
 ]
 Tasks = Annotated[
-    str | None, typer.Option(help="Downstream tasks in place of text: hellaswag,mmlu,blimp", show_default=False)
+    str | None,
+    typer.Option(
+        help="Downstream tasks in place of text: hellaswag,mmlu,blimp; with --compare also all.", show_default=False
+    ),
 ]
 Evals = Annotated[
     Path | None, typer.Option(help="Folder with the tasks' data; the hub without one.", show_default=False)
@@ -74,7 +77,7 @@ def eval_command(
 ) -> None:
     """Score a model on text or downstream tasks under declared procedures, or compare two; each number has its card."""
     if compare:
-        _compare(runs, allow or ())
+        _compare(runs, tasks, allow or ())
         return
     if len(runs) != 1 or allow:
         stray = "--allow" if allow else f"'{runs[1]}'"
@@ -92,13 +95,29 @@ def eval_command(
     _score_text(run, folder, text, procedure or ["all"], (windows, draws or 32, positions or 16), out, trust)
 
 
-def _compare(runs: Sequence[Path], allow: Sequence[str]) -> None:
-    from crossover.evidence.cards import compare, lines_of
-
+def _compare(runs: Sequence[Path], tasks: str | None, allow: Sequence[str]) -> None:
     if len(runs) != 2:
         raise RunError(f"--compare takes two runs, not {len(runs)}")
-    for line in lines_of(compare(runs[0], runs[1], allow=allow), str(runs[0]), str(runs[1])):
+    first, second = runs
+    if tasks is not None:
+        from crossover.evidence.task_cards import compare_tasks, lines_of
+
+        names = () if tasks == "all" else _names(tasks)
+        lines = lines_of(compare_tasks(first, second, names, allow=allow), str(first), str(second))
+    else:
+        from crossover.evidence.cards import compare
+        from crossover.evidence.cards import lines_of as lines_of_cards
+
+        lines = lines_of_cards(compare(first, second, allow=allow), str(first), str(second))
+    for line in lines:
         say(line)
+
+
+def _names(tasks: str) -> list[str]:
+    names = [name for name in (part.strip() for part in tasks.split(",")) if name]
+    if not names:
+        raise RecipeError("tasks names no task; write tasks=hellaswag,blimp")
+    return names
 
 
 def _score_text(
@@ -136,23 +155,21 @@ def _score_tasks(
     def notify(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
-    names = [name for name in (part.strip() for part in tasks.split(",")) if name]
-    if not names:
-        raise RecipeError("tasks names no task; write tasks=hellaswag,blimp")
+    names = _names(tasks)
     # The scores of a few items must not take the place of those of all.
     part = "" if settings["limit"] is None else f"-limit-{settings['limit']}"
     for procedure in procedures:
         for found in evaluate(folder, names, procedure, notify=notify, **settings):
             for line in found.lines():
                 say(line)
-            _keep(out, f"{found.task}-{found.procedure}{part}", found.record())
+            _keep(out, f"{found.task}-{found.procedure}{part}", found.record(), indent=None)
 
 
-def _keep(out: Path | None, name: str, row: Mapping[str, Any]) -> None:
+def _keep(out: Path | None, name: str, row: Mapping[str, Any], *, indent: int | None = 2) -> None:
     if out is None:
         return
     from crossover.evidence.files import dumps, write_text
 
     path = out / f"{name}.json"
-    write_text(path, dumps(row, indent=2) + "\n")
+    write_text(path, dumps(row, indent=indent) + "\n")
     say(f"  kept: {path}")

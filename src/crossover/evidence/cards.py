@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from crossover.errors import RunError, nearest
+from crossover.errors import RunError
 from crossover.evidence.compare import (
     Interval,
     Sample,
     resample_documents,
 )
+from crossover.evidence.conditions import check_allowed, is_allowed, refusal
 from crossover.evidence.files import read_json
 from crossover.trees import differences, fingerprint, flatten
 
@@ -145,18 +146,18 @@ def compare(
     if draws < 1:
         raise RunError(f"draws must be at least 1, not {draws}")
     pairs = _pairs(read_cards(first), read_cards(second), "procedure" in allow)
-    _check_allowed(allow, [card for pair in pairs for card in pair])
+    check_allowed(allow, [field for pair in pairs for card in pair for field in card.conditions])
     refused: dict[tuple[str, str, str], list[str]] = {}
     found = []
     for one, two in pairs:
         differing = _differing(one, two)
-        allowed = {field: values for field, values in differing.items() if _is_allowed(field, allow)}
+        allowed = {field: values for field, values in differing.items() if is_allowed(field, allow)}
         for field, values in differing.items():
             if field not in allowed:
                 refused.setdefault((field, str(values[0]), str(values[1])), []).append(one.name)
         found.append((one, two, allowed))
     if refused:
-        raise RunError(_refusal(first, second, refused))
+        raise RunError(refusal(first, second, refused))
     return tuple(_difference(one, two, allowed, draws, seed) for one, two, allowed in found)
 
 
@@ -222,31 +223,6 @@ def _differing(one: Card, two: Card) -> dict[str, tuple[Any, Any]]:
     if "procedure" in found:
         found = {field: values for field, values in found.items() if field not in _OF_PROCEDURE}
     return {field: (left.get(field, _MISSING), right.get(field, _MISSING)) for field in found}
-
-
-def _is_allowed(field: str, allow: Sequence[str]) -> bool:
-    return any(field == name or field.startswith(f"{name}.") for name in allow)
-
-
-def _check_allowed(allow: Sequence[str], cards: Sequence[Card]) -> None:
-    fields = dict.fromkeys(field for card in cards for field in card.conditions)
-    for name in allow:
-        if not any(_is_allowed(field, [name]) for field in fields):
-            groups = {field.partition(".")[0] for field in fields}
-            raise RunError(f"--allow {name}: the cards have no such field; {nearest(name, {*fields, *groups})}")
-
-
-def _refusal(first: Path | str, second: Path | str, refused: Mapping[tuple[str, str, str], Sequence[str]]) -> str:
-    lines = [
-        f"  {field}: {left} in the first, {right} in the second ({', '.join(names)})"
-        for (field, left, right), names in refused.items()
-    ]
-    fields = " ".join(f"--allow {field}" for field in dict.fromkeys(field for field, _, _ in refused))
-    return (
-        f"{first} and {second} cannot be compared; their cards differ in {len(lines)} thing(s) beside the weights:\n"
-        + "\n".join(lines)
-        + f"\nScore both alike, or say that it does not matter: {fields}"
-    )
 
 
 def _difference(one: Card, two: Card, allowed: Mapping[str, tuple[Any, Any]], draws: int, seed: int) -> CardComparison:

@@ -284,7 +284,7 @@ class CrossoverLM(TemplateLM):
 
     def _score(self, windows: Sequence[Pieces], disable_tqdm: bool) -> list[Scored]:
         pieces = [piece for item in windows for piece in item.pieces]
-        with tqdm(total=len(set(pieces)), desc=f"scoring, {self.procedure.name}", disable=disable_tqdm) as bar:
+        with tqdm(total=len(set(pieces)), desc=f"scoring, {self.procedure.name}", disable=disable_tqdm or None) as bar:
             scores, spent = score_pieces(
                 self.model, pieces, self.procedure, seed=self.seed, precision=self.precision, done=bar.update
             )
@@ -309,7 +309,7 @@ class CrossoverLM(TemplateLM):
         Raises:
             RecipeError: A setting is asked for that would have no effect.
         """
-        bar = tqdm(requests, desc=f"writing, {self.procedure.name}", disable=disable_tqdm)
+        bar = tqdm(requests, desc=f"writing, {self.procedure.name}", disable=disable_tqdm or None)
         texts, seen = [], Counter[str]()
         for request in bar:
             # A task that asks for several answers sends the same request several times.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -167,7 +167,7 @@ class Online:
         return staying(start, progress, self.least_planned_epochs, self.thresholds.critical_compute_factor)
 
     def _thresholds(self) -> dict[str, Any]:
-        return {name: getattr(self.thresholds, name) for name in self.thresholds.__dataclass_fields__}
+        return asdict(self.thresholds)
 
     def _may_move(self, memory: Memory, progress: Progress) -> bool:
         """Not before the text was seen once and the learning rate is up, not within a dwell, not on the last metres."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from crossover.errors import RecipeError
 from crossover.scoring.procedures import procedure_of
-from crossover.scoring.tasks.metrics import Measure, items_of, measures_of
+from crossover.scoring.tasks.metrics import Measure, answers_of, items_of, measures_of
 
 EXAMPLES_SEED = 1234  # lm-evaluation-harness's own, so that few-shot examples are those of its users
 
@@ -31,6 +31,8 @@ class TaskScore:
         seconds: Wall-clock time, prompts and few-shot examples included.
         notes: What a reader must know: contexts that were cut, an accuracy that is not defined.
         card: All that is needed to obtain the numbers again.
+        answers: Of each task: lists over its items of every metric, of `gold_nats` and of `gold_bytes`, so that two
+            models can be compared item by item.
     """
 
     task: str
@@ -43,6 +45,7 @@ class TaskScore:
     seconds: float
     notes: tuple[str, ...]
     card: Mapping[str, Any]
+    answers: Mapping[str, Mapping[str, Sequence[float]]]
 
     def record(self) -> dict[str, Any]:
         """Give everything as plain values of JSON: what a file of scores holds."""
@@ -166,6 +169,7 @@ def score_task(model: Any, manager: Any, name: str, *, limit: int | None, fewsho
         seconds=time.perf_counter() - start,
         notes=_notes(model, members, defined, fewshot),
         card=_card(model, members, limit),
+        answers={key: answers_of(part) for key, part in items.items()},
     )
 
 

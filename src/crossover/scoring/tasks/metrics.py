@@ -151,6 +151,24 @@ def measures_of(tasks: Sequence[Sequence[Item]]) -> dict[str, Measure]:
     return found
 
 
+def answers_of(items: Sequence[Item]) -> dict[str, list[float]]:
+    """List what is known of a task's items, to be kept.
+
+    Args:
+        items: The items, in the task's order.
+
+    Returns:
+        Lists over items by metric, and `gold_nats` and `gold_bytes` where all items have them; nats to 6 digits.
+    """
+    names = [name for name in items[0].values if all(name in item.values for item in items)]
+    found: dict[str, list[float]] = {name: [item.values[name] for item in items] for name in names}
+    nats = [item.gold_nats for item in items if item.gold_nats is not None]
+    if len(nats) == len(items):
+        found["gold_nats"] = [float(f"{value:.6g}") for value in nats]
+        found["gold_bytes"] = [item.gold_bytes for item in items]
+    return found
+
+
 def _mean(tasks: Sequence[Floats]) -> Measure:
     total = sum(len(values_I) for values_I in tasks)
     value = float(sum(values_I.sum() for values_I in tasks) / total)
