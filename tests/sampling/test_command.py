@@ -70,9 +70,9 @@ def test_the_best_mode_is_the_default_and_infilling_needs_one_that_sees_both_sid
     assert write(tokens=2)[0].note.startswith("[ar,")
     assert write(infill="a<mask:2>b")[0].note.startswith("[masked,")
     opened["modes"] = ["ar"]
-    with pytest.raises(RecipeError, match="cannot sample infilling; this model has: ar"):
+    with pytest.raises(RecipeError, match="cannot fill it in; this model has no other mode"):
         write(infill="a<mask:2>b")
-    with pytest.raises(RecipeError, match="cannot sample infilling"):
+    with pytest.raises(RecipeError, match="cannot fill it in; this model has"):
         write(infill="a<mask:2>b", mode="ar")
 
 
@@ -141,7 +141,7 @@ def test_a_stop_string_ends_the_text() -> None:
         ({"prompt": "caf\udce9"}, "the prompt is not UTF-8 text"),
         ({"infill": "caf\udce9<mask:2>"}, "the text to be filled in is not UTF-8 text"),
         ({"samples": 0}, "at least 1"),
-        ({"temperature": -1.0}, "temperature must not be negative"),
+        ({"temperature": -1.0}, "temperature must be finite and not negative; it is -1"),
         ({"stop": ("",)}, "a stop string must not be empty"),
         ({"unmasking": "sideways"}, "no way of unmasking called 'sideways'"),
         ({"unmasking": "confidence(x)"}, r"expected confidence\(int\), or fewer arguments"),

@@ -103,7 +103,7 @@ def test_logits_that_are_no_numbers_are_refused(bad, temperature) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"temperature": -1}, "temperature must not be negative"),
+        ({"temperature": -1}, "temperature must be finite and not negative; it is -1"),
         ({"temperature": float("nan")}, "finite"),
         ({"top_p": 0}, "top_p must lie"),
         ({"top_p": 1.1}, "top_p must lie"),

@@ -37,16 +37,15 @@ class Picking:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.temperature):
-            raise RecipeError(f"temperature must be a finite number, not {self.temperature}")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise RecipeError(
-                f"temperature must not be negative and top_p must lie in (0, 1], not {self.temperature}, {self.top_p}"
-            )
-        if self.top_k < 0 or not 0 <= self.min_p <= 1:
-            raise RecipeError(
-                f"top_k must not be negative and min_p must lie in [0, 1], not {self.top_k}, {self.min_p}"
-            )
+        rules = {
+            "temperature": (math.isfinite(self.temperature) and self.temperature >= 0, "be finite and not negative"),
+            "top_k": (self.top_k >= 0, "not be negative; 0 keeps all"),
+            "top_p": (0 < self.top_p <= 1, "lie in (0, 1]"),
+            "min_p": (0 <= self.min_p <= 1, "lie in [0, 1]"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise RecipeError(f"{name} must {rule}; it is {getattr(self, name)}")
 
     def draw(self, logits_RP: Tensor, uniforms_R: Tensor) -> Tensor:
         """Draw a token per row by inverting its cumulative distribution.

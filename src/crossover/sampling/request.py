@@ -174,7 +174,6 @@ def mode_of(folder: Path, facts: dict[str, Any], request: Request, context: int)
         RecipeError: The model has no such mode.
     """
     have = dict(pair for pair in (_sampled(name) for name in facts["modes"]) if pair is not None)
-    named = "infilling" if request.infill is not None else f"in mode '{request.mode}'"
     wanted = request.mode.replace(" ", "")
     if wanted == "best":
         best = _sampled(str(facts["best_mode"]))
@@ -192,8 +191,13 @@ def mode_of(folder: Path, facts: dict[str, Any], request: Request, context: int)
         )
     # Blocks of one token are next-token sampling, a block as long as the window is masked sampling.
     wanted = {"block(1)": "ar", f"block({context})": "masked"}.get(wanted, wanted)
-    if wanted not in have or (request.infill is not None and wanted == "ar"):
-        raise RecipeError(f"{folder}: cannot sample {named}; this model has: {', '.join(have) or '-'}")
+    if wanted not in have:
+        raise RecipeError(f"{folder}: cannot sample in mode '{request.mode}'; this model has: {', '.join(have) or '-'}")
+    if request.infill is not None and wanted == "ar":
+        others = ", ".join(mode for mode in have if mode != "ar") or "no other mode"
+        raise RecipeError(
+            f"{folder}: mode 'ar' sees nothing behind a hole and cannot fill it in; this model has {others}"
+        )
     return wanted, have[wanted]
 
 
