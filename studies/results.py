@@ -1,0 +1,190 @@
+"""Write the tables and figures of docs/results from finished studies and runs; the prose around them stays.
+
+usage: python studies/results.py controllers stdlib-50k=runs/controllers-stdlib english-50k=runs/transfer-english ...
+       python studies/results.py tasks runs/both-modes
+
+A page has places such as `<!-- begin stdlib-50k -->` ... `<!-- end stdlib-50k -->`: what is between is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+
+PAGES = Path(__file__).resolve().parent.parent / "docs" / "results"
+TASKS = ("hellaswag", "arc_easy", "mmlu", "lambada", "blimp")
+CHANCE = {"hellaswag": 0.25, "arc_easy": 0.25, "mmlu": 0.25, "lambada": 0.0, "blimp": 0.5}
+MEASURES = ("acc", "acc_norm", "acc_bytes", "bits_per_byte")
+
+
+def main() -> None:
+    """Write a page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", choices=("controllers", "tasks"))
+    parser.add_argument("sources", nargs="+", help="SETTING=STUDY for controllers, a run folder for tasks")
+    options = parser.parse_args()
+    if options.page == "tasks":
+        write_tasks(Path(options.sources[0]))
+    else:
+        write_controllers({name: Path(folder) for name, _, folder in (item.partition("=") for item in options.sources)})
+
+
+def fill(page: str, name: str, text: str) -> None:
+    """Replace what stands at a place of a page."""
+    path = PAGES / page
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    before, found, rest = path.read_text("utf-8").partition(begin)
+    if not found or end not in rest:
+        raise SystemExit(f"{path}: has no place called {name}")
+    path.write_text(f"{before}{begin}{text.strip()}\n{end}{rest.partition(end)[2]}", "utf-8")
+
+
+def keep(name: str, tree: Any) -> None:
+    """Write numbers, to six digits."""
+    (PAGES / name).write_text(json.dumps(_short(tree), separators=(",", ":")) + "\n", "utf-8")
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _short(item) for key, item in value.items()}
+    return [_short(item) for item in value] if isinstance(value, list) else value
+
+
+# ---- controllers
+
+
+def write_controllers(studies: Mapping[str, Path]) -> None:
+    """Write the page of the controller studies."""
+    reports = {name: _anonymous(folder) for name, folder in studies.items()}
+    for name, (report, text) in reports.items():
+        figure = f"controllers-{name}.svg"
+        shutil.copy(studies[name] / "report" / "loss-against-compute.svg", PAGES / figure)
+        decisions = [line for line in _section(text, "Decisions") if line.startswith(("| arm", "|---", "| online"))]
+        parts = [
+            report["verdict"],
+            f"![Loss against compute]({figure})",
+            *_paragraphs(text, "Against the best static arm"),
+        ]
+        parts += [*_paragraphs(text, "Are the runs matched?"), "What `online` decided:", "\n".join(decisions)]
+        fill("controllers.md", name, "\n\n".join(parts))
+    fill("controllers.md", "regrets", regrets({name: report for name, (report, _) in reports.items()}))
+    wanted = ("verdict", "text", "arms", "regret", "crossings", "decisions", "tuning", "proof")
+    keep("controllers.json", {name: {key: report[key] for key in wanted} for name, (report, _) in reports.items()})
+
+
+def _anonymous(folder: Path) -> tuple[dict[str, Any], str]:
+    """Read a report; where its text came from a file, the file's place is nobody's business."""
+
+    def clean(text: str) -> str:
+        return re.sub(r"(?<![\w.])/[\w./-]+\.jsonl(\.gz)?", "a text of the user", text)
+
+    return json.loads(clean((folder / "report.json").read_text("utf-8"))), clean(
+        (folder / "report.md").read_text("utf-8")
+    )
+
+
+def _section(text: str, title: str) -> list[str]:
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.S | re.M)
+    if found is None:
+        raise SystemExit(f"the report has no section '{title}'; write it anew with `crossover report`")
+    return found[1].strip().splitlines()
+
+
+def _paragraphs(text: str, title: str) -> list[str]:
+    return "\n".join(_section(text, title)).split("\n\n")
+
+
+def regrets(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write what each arm loses to the best static arm of each setting, and at worst."""
+    rows = {name: {row["arm"]: row for row in report["regret"]} for name, report in reports.items()}
+    arms = next(iter(rows.values()))
+    lines = [f"| arm | {' | '.join(f'{name} ({_seeds(reports[name])})' for name in rows)} | at worst |"]
+    lines.append("|---" * (len(rows) + 2) + "|")
+    worst = {arm: max(_lost(row[arm]) for row in rows.values()) for arm in arms}
+    for arm in sorted(arms, key=lambda name: worst[name]):
+        lines.append(f"| {arm} | {' | '.join(_regret(row[arm]) for row in rows.values())} | {worst[arm]:+.3f} |")
+    return "\n".join(lines)
+
+
+def _seeds(report: Mapping[str, Any]) -> str:
+    count = report["arms"][0]["finished"]
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def _lost(row: Mapping[str, Any]) -> float:
+    return 0.0 if row["regret_bits"] is None else float(row["regret_bits"])
+
+
+def _regret(row: Mapping[str, Any]) -> str:
+    if row["arm"] == row["against"]:
+        return "the best static arm"
+    low, high = row["regret_interval"]
+    return f"{row['regret_bits']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+# ---- downstream tasks
+
+
+def write_tasks(run: Path) -> None:
+    """Write the page of the downstream tasks."""
+    rows = [json.loads(path.read_text("utf-8")) for path in sorted((run / "scores" / "tasks").glob("[!.]*.json"))]
+    whole = [row for row in rows if row["card"]["limit"] is None]
+    whole.sort(key=lambda row: (TASKS.index(row["task"]), row["procedure"]))
+    head = "| task | procedure | items | acc | acc_norm | acc_bytes | bits per byte | contexts cut | seconds | FLOPs |"
+    lines = [head, "|---" * 10 + "|", *(_task_line(row) for row in whole)]
+    fill("tasks.md", "table", "\n".join(lines))
+    keep("tasks.json", [{key: value for key, value in row.items() if key != "answers"} for row in whole])
+    draw_tasks(whole)
+
+
+def _task_line(row: Mapping[str, Any]) -> str:
+    card = row["card"]
+    named = row["procedure"] + (f", {card['draws']} draws" if not card["exact"] else "")
+    cells = [_measure(row["measures"].get(name)) for name in MEASURES]
+    cut = f"{card['contexts_cut'] / card['requests']:.0%}"
+    start = f"| {row['task']} | {named} | {row['items']:,} | {' | '.join(cells)}"
+    return f"{start} | {cut} | {row['seconds']:,.0f} | {row['flops']:.2g} |"
+
+
+def _measure(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else f"{found['value']:.4f} ± {found['standard_error']:.4f}"
+
+
+def draw_tasks(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw accuracy and bits per byte of the right endings, 95% intervals, chance as a line."""
+    procedures = list(dict.fromkeys(row["procedure"] for row in rows))
+    matplotlib.rcParams["svg.hashsalt"] = "tasks"
+    figure, panels = pyplot.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained")
+    for panel, name, title in zip(panels, ("acc", "bits_per_byte"), ("accuracy", "bits per byte"), strict=True):
+        for index, procedure in enumerate(procedures):
+            shown = [row for row in rows if row["procedure"] == procedure and name in row["measures"]]
+            panel.errorbar(
+                [row["measures"][name]["value"] for row in shown],
+                [TASKS.index(row["task"]) + 0.18 * index for row in shown],
+                xerr=[1.96 * row["measures"][name]["standard_error"] for row in shown],
+                fmt="osd^v"[index % 5],
+                capsize=2,
+                label=procedure,
+            )
+        panel.set(yticks=range(len(TASKS)), yticklabels=TASKS, xlabel=title)
+        panel.invert_yaxis()
+    for place, task in enumerate(TASKS):
+        panels[0].plot([CHANCE[task]] * 2, [place - 0.2, place + 0.55], color="0.6", linestyle=":")
+    panels[1].legend(frameon=False)
+    figure.savefig(PAGES / "tasks.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
