@@ -56,6 +56,15 @@ def test_the_static_share_is_the_published_one_where_prices_are_equal(epochs: fl
     assert later == state and unchanged.mix == decision.mix, "chosen once, when the run begins"
 
 
+@pytest.mark.parametrize(("epochs", "share"), [(16, 63 / 64), (32, 0.5**0.5), (64, 1 / 2), (256, 1 / 4)])
+def test_with_exponent_one_half_it_is_the_start_of_online_and_stays(epochs: float, share: float) -> None:
+    progress = at(0, epochs)
+    mix = decide(StaticDual(exponent=0.5), progress)[1].mix
+    assert mix.share("autoregressive") == pytest.approx(share)
+    start = component_of("controller", "online").decide({}, {}, progress)[1].mix
+    assert start.share("autoregressive") == pytest.approx(share if epochs > 16 else 1.0)
+
+
 def lots(seed: int, *, planned: float = 50.0, earliest: float = 1.0) -> float:
     return decide(RandomTime(AR, MASKED, earliest), at(0, planned, seed))[0]["at_epochs"]
 
@@ -118,6 +127,7 @@ def test_a_recipe_is_read_and_written_alike(controller) -> None:
         ("static_dual(autoregressive)", "other must be another objective"),
         ("static_dual(most_share=1)", "most_share must lie in"),
         ("static_dual(autoregressive_epochs=0)", "autoregressive_epochs above 0"),
+        ("static_dual(exponent=0)", "exponent must lie in"),
         ("random_time(autoregressive, masked, 0)", "earliest_epochs and ramp_epochs must be above 0"),
         ("random_time(autoregressive)", "after: is missing"),
         ("watch(cnstant)", "no controller called 'cnstant'; did you mean 'constant'"),

@@ -20,18 +20,21 @@ from crossover.streams import stream
 class StaticDual:
     """A constant mix whose next-token share is chosen by how often the text will be repeated.
 
-    The share is min(most_share, autoregressive_epochs / R) with R the epochs of the whole run (arXiv 2512.14549, whose
-    rule is 63/64 and about 16), so that next-token training sees the text about 16 times however long the run is.
+    The share is min(most_share, (autoregressive_epochs / R)^exponent) with R the epochs of the whole run. By default
+    it is the rule of arXiv 2512.14549, 63/64 and about 16: next-token training sees the text about 16 times however
+    long the run is. Exponent 1/2 is what `online` starts with, here without its signals and what they cost.
 
     Args:
         other: The objective that receives the rest.
         autoregressive_epochs: Times that next-token training should see the text.
         most_share: Largest share of next-token training.
+        exponent: How fast the share falls with the repeats, in (0, 1].
     """
 
     other: Gear = "masked"
     autoregressive_epochs: float = 16.0
     most_share: float = 63 / 64
+    exponent: float = 1.0
     uses_control_text = False
     watching = None
     first_change_epochs = 0.0
@@ -39,6 +42,8 @@ class StaticDual:
     def __post_init__(self) -> None:
         if not 0 < self.most_share < 1 or self.autoregressive_epochs <= 0:
             raise ValueError("most_share must lie in (0, 1) and autoregressive_epochs above 0")
+        if not 0 < self.exponent <= 1:
+            raise ValueError("exponent must lie in (0, 1]")
         if self.other == AUTOREGRESSIVE:
             raise ValueError("other must be another objective than autoregressive; for that one alone use constant")
 
@@ -58,7 +63,7 @@ class StaticDual:
         return {"share": share}, Decision(mix, reason)
 
     def _share(self, progress: Progress) -> float:
-        return planned_share(progress, self.other, self.autoregressive_epochs, 1.0, self.most_share)
+        return planned_share(progress, self.other, self.autoregressive_epochs, self.exponent, self.most_share)
 
 
 @register("controller", "random_time")
