@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from crossover.cli.crossings import crossing_command
 from crossover.cli.entry import main
 from crossover.cli.options import app
 from crossover.cli.runs import (
@@ -19,6 +20,7 @@ from crossover.cli.scores import eval_command
 __all__ = [
     "app",
     "calibrate_command",
+    "crossing_command",
     "doctor_command",
     "eval_command",
     "main",

@@ -1,0 +1,40 @@
+"""The command `crossing`: where arms pass a baseline, in runs, studies and published tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossover.cli.options import app, say
+
+
+@app.command("crossing")
+def crossing_command(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A study folder, run folders, a folder of runs, or CSV files (step,tokens,flops,loss; optional arm, "
+            "seed, epochs, bits_per_byte, standard_error).",
+            show_default=False,
+        ),
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The arm that may be passed; next-token training by default.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say where each arm passes a baseline, at matched FLOPs and at the same epoch, per seed and over seeds."""
+    from crossover.evidence.crossing_lines import facts_of, lines_of
+    from crossover.evidence.crossings import crossings_of
+
+    found = crossings_of(sources, baseline=baseline)
+    if as_json:
+        from crossover.evidence.files import dumps
+
+        say(dumps(facts_of(found), indent=2))
+        return
+    for line in lines_of(found):
+        say(line)

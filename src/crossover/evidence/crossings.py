@@ -1,0 +1,298 @@
+"""Where each arm passes a baseline: per seed and over seeds, and whether one setting crosses before another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from crossover.errors import RunError, nearest
+from crossover.evidence.arms import Setting, read_settings
+from crossover.evidence.censored import LogRank, Passage, Survival, kaplan_meier, logrank, passages_of
+from crossover.evidence.crossing import CONFIDENCE, Axis, Crossing, find_crossing
+from crossover.evidence.curves import Curve
+from crossover.evidence.seed_leads import SeedLeads, is_paired, seed_leads
+
+Interval = tuple[float, float]
+VARIANTS: tuple[tuple[Axis, bool], ...] = (("flops", True), ("flops_6nd", True), ("epochs", False))
+# A seed's own crossing is a point of a survival curve; its bootstrap needs fewer draws.
+DRAWS_PER_SEED = 200
+
+
+@dataclass(frozen=True)
+class ArmCrossing:
+    """Where one arm passes the baseline, as far as the data show it.
+
+    Args:
+        challenger: The arm.
+        holder: The baseline.
+        axis: What is matched: "flops", "flops_6nd", "epochs", or "tokens" where a table has no epochs.
+        best_so_far: Whether the best evaluation so far is compared, else the latest.
+        status: "crossed"; "crossed as drawn" where nothing can be resampled, so that chance is not ruled out;
+            "always ahead" since the first common point; "not reached" by c_max, which is censored.
+        root: Where the mean curves meet, None unless crossed (as drawn).
+        interval: Its 95% interval, None where there is none; an end at the edge of the grid is censored.
+        c_max: How far the comparison reaches.
+        lead: The holder's loss minus the challenger's at c_max; positive: challenger ahead.
+        lead_interval: Its 95% interval, None where nothing can be resampled.
+        unit: Of the lead: "bits per byte" or "nats per token".
+        resampled: What the intervals cover: "documents", "seeds", "standard errors".
+        seeds: Seeds of the holder and of the challenger.
+        paired: Whether the arms have the same seeds.
+        points: Points of the grid.
+        remark: Why a crossing that the curves show is not claimed; empty otherwise.
+        passages: Each seed's crossing, or its censoring.
+        survival: The estimate over seeds, None for a single seed.
+    """
+
+    challenger: str
+    holder: str
+    axis: str
+    best_so_far: bool
+    status: Literal["crossed", "crossed as drawn", "always ahead", "not reached"]
+    root: float | None
+    interval: Interval | None
+    c_max: float
+    lead: float
+    lead_interval: Interval | None
+    unit: str
+    resampled: tuple[str, ...]
+    seeds: tuple[int, int]
+    paired: bool
+    points: int
+    remark: str
+    passages: tuple[Passage, ...]
+    survival: Survival | None
+
+
+@dataclass(frozen=True)
+class SettingCrossings:
+    """All crossings of one setting.
+
+    Args:
+        name: Where the arms come from.
+        baseline: The arm that may be passed.
+        why: How the baseline was chosen.
+        crossings: One for each arm and each way to match.
+        unknown: Arms that could not be compared, and why.
+        notes: What a reader should know.
+    """
+
+    name: str
+    baseline: str
+    why: str
+    crossings: tuple[ArmCrossing, ...]
+    unknown: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SettingTest:
+    """Whether an arm crosses earlier in one setting than in another, at matched FLOPs.
+
+    Args:
+        arm: The arm.
+        first: Name of the first setting.
+        second: Name of the second.
+        test: The log-rank test over seeds.
+    """
+
+    arm: str
+    first: str
+    second: str
+    test: LogRank
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """What was found in all sources.
+
+    Args:
+        settings: One for each text, size or study.
+        tests: Settings against one another, arm by arm.
+    """
+
+    settings: tuple[SettingCrossings, ...]
+    tests: tuple[SettingTest, ...]
+
+
+def crossings_of(
+    sources: str | Path | Sequence[str | Path], *, baseline: str | None = None, draws: int = 1000, seed: int = 0
+) -> Crossings:
+    """Find where arms pass a baseline, in any folder of runs, study folder, or CSV files.
+
+    Args:
+        sources: One or more of them. Those of several arms are settings of their own; those of one arm each make
+            one setting together. Settings are held against one another by a log-rank test over seeds.
+        baseline: The arm that may be passed; by default the first one that is next-token training.
+        draws: Bootstrap draws.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Crossings at matched FLOPs (best so far) and at the same epoch (latest), per seed and over seeds.
+
+    Raises:
+        RunError: A source cannot be used, or there is no such baseline.
+    """
+    named = [sources] if isinstance(sources, str | Path) else list(sources)
+    settings = tuple(_in_setting(setting, baseline, draws, seed) for setting in read_settings(named))
+    return Crossings(settings, _tests(settings))
+
+
+def _in_setting(setting: Setting, baseline: str | None, draws: int, seed: int) -> SettingCrossings:
+    holder, why = _baseline(setting, baseline)
+    crossings: list[ArmCrossing] = []
+    unknown: list[str] = []
+    for arm in setting.arms:
+        for axis, best_so_far in VARIANTS if arm != holder else ():
+            if axis == "flops_6nd" and not _has_6nd([*setting.arms[arm], *setting.arms[holder]]):
+                continue
+            try:
+                crossings.append(arm_crossing(setting, holder, arm, axis, best_so_far, draws, seed))
+            except RunError as error:
+                unknown.append(f"{arm} against {holder}: {error}")
+    notes = list(setting.notes)
+    if setting.with_errors:
+        notes.append(
+            f"standard errors of {', '.join(setting.with_errors)} are taken as one shift of the arm's curves, "
+            f"independent between arms"
+        )
+    return SettingCrossings(
+        setting.name, holder, why, tuple(crossings), tuple(dict.fromkeys(unknown)), tuple(notes)
+    )  # fmt: skip
+
+
+def _baseline(setting: Setting, wanted: str | None) -> tuple[str, str]:
+    if wanted is not None:
+        if wanted not in setting.arms:
+            raise RunError(f"{setting.name}: has no arm called '{wanted}'; {nearest(wanted, setting.arms)}")
+        return wanted, "named"
+    if setting.plain:
+        return setting.plain[0], "next-token training"
+    return next(iter(setting.arms)), "the first arm, as none is next-token training by recipe or name"
+
+
+def _has_6nd(curves: Sequence[Curve]) -> bool:
+    return all(np.isfinite(curve.flops_6nd_E).all() for curve in curves)
+
+
+def arm_crossing(
+    setting: Setting, holder: str, challenger: str, axis: Axis, best_so_far: bool, draws: int = 1000, seed: int = 0
+) -> ArmCrossing:
+    """Find where one arm passes another, and claim no more than its seeds and documents bear.
+
+    `find_crossing` resamples documents and seeds. A bootstrap of two or three seeds is too sure of itself, so two
+    or more seeds must also show the lead at c_max by a one-sided 95% t test, which is no search: at most one
+    in twenty pairs of equal arms can pass it. The interval is widened by the stretch around the root in which a
+    two-sided 95% t test over seeds cannot tell the lead from 0 (Fieller's construction).
+
+    Args:
+        setting: The arms.
+        holder: The arm that may be passed.
+        challenger: The arm that may pass.
+        axis: What is matched.
+        best_so_far: Compare the best evaluation so far, else the latest.
+        draws: Bootstrap draws.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The crossing.
+
+    Raises:
+        RunError: The curves have no compute in common or other documents.
+    """
+    held, others = setting.arms[holder], setting.arms[challenger]
+    found = find_crossing(held, others, axis=axis, best_so_far=best_so_far, draws=draws, seed=seed)
+    resampled = _resampled(setting, holder, challenger)
+    passages = _per_seed(held, others, axis, best_so_far, draws=min(draws, DRAWS_PER_SEED), seed=seed)
+    made = ArmCrossing(
+        challenger=challenger,
+        holder=holder,
+        axis=setting.epoch_unit if axis == "epochs" else axis,
+        best_so_far=best_so_far,
+        status="crossed as drawn" if found.status == "crossed" and not resampled else found.status,
+        root=found.root,
+        interval=found.ci if resampled else None,
+        c_max=found.c_max,
+        lead=found.lead_bits,
+        lead_interval=found.lead_bits_ci if resampled else None,
+        unit=setting.unit,
+        resampled=resampled,
+        seeds=(len(held), len(others)),
+        paired=is_paired(held, others),
+        points=found.points,
+        remark=_remark(found),
+        passages=passages,
+        survival=kaplan_meier(passages) if len(passages) > 1 else None,
+    )
+    return _confirmed_by_seeds(made, seed_leads(held, others, found)) if "seeds" in resampled else made
+
+
+def _resampled(setting: Setting, holder: str, challenger: str) -> tuple[str, ...]:
+    there = {
+        "documents": setting.documents > 1,
+        "seeds": min(len(setting.arms[holder]), len(setting.arms[challenger])) > 1,
+        "standard errors": holder in setting.with_errors or challenger in setting.with_errors,
+    }
+    return tuple(name for name, is_there in there.items() if is_there)
+
+
+def _remark(found: Crossing) -> str:
+    if found.leads_at_end_only:
+        return "it leads at the last measurement only, and a crossing needs two in a row"
+    return "it leads for a while and is behind again" if found.lost_again else ""
+
+
+def _per_seed(
+    held: Sequence[Curve], others: Sequence[Curve], axis: Axis, best_so_far: bool, *, draws: int, seed: int
+) -> tuple[Passage, ...]:
+    """Follow each seed of the challenger against the baseline's same seed, else against the baseline's mean."""
+    by_seed = {one.seed: one for one in held}
+    matched = all(one.seed in by_seed for one in others)
+    return passages_of(
+        {
+            one.seed: find_crossing(
+                [by_seed[one.seed]] if matched else held,
+                [one],
+                axis=axis,
+                best_so_far=best_so_far,
+                draws=draws,
+                seed=seed,
+            )
+            for one in others
+        }
+    )
+
+
+def _confirmed_by_seeds(made: ArmCrossing, leads: SeedLeads) -> ArmCrossing:
+    """Widen the intervals by what few seeds leave open, and take a claim back that the seeds do not bear."""
+    low_G, high_G = leads.band((1 + CONFIDENCE) / 2)
+    told = made.lead_interval or (made.lead, made.lead)
+    made = replace(made, lead_interval=(min(told[0], float(low_G[-1])), max(told[1], float(high_G[-1]))))
+    bound = float(leads.band(CONFIDENCE)[0][-1])
+    if made.status in ("crossed", "always ahead") and bound <= 0:
+        where = f"the mean curves meet at {made.root:.3g} {made.axis}" if made.root is not None else "its mean leads"
+        remark = f"{where}, but {min(made.seeds)} seeds do not establish the lead at the end (95% bound {bound:+.3f})"
+        return replace(made, status="not reached", root=None, interval=None, remark=remark)
+    if made.root is not None and made.interval is not None:
+        low, high = leads.around(made.root)
+        return replace(made, interval=(min(made.interval[0], low), max(made.interval[1], high)))
+    return made
+
+
+def _tests(settings: Sequence[SettingCrossings]) -> tuple[SettingTest, ...]:
+    """Hold settings against one another at matched FLOPs, for every arm that two of them share."""
+    followed = [
+        {one.challenger: one.passages for one in setting.crossings if one.axis == "flops" and one.survival}
+        for setting in settings
+    ]
+    return tuple(
+        SettingTest(arm, settings[i].name, settings[j].name, logrank(followed[i][arm], followed[j][arm]))
+        for i, j in combinations(range(len(settings)), 2)
+        for arm in followed[i]
+        if arm in followed[j] and settings[i].baseline == settings[j].baseline
+    )

@@ -1,0 +1,96 @@
+"""What two or more seeds say of a lead: t tests that hold for few seeds, where a bootstrap is too sure of itself.
+
+Suffixes: S seeds, G points of the grid, E evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossover.evidence.crossing import CONFIDENCE, MATCHED_WITHIN, Axis, Crossing
+from crossover.evidence.curves import Curve
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SeedLeads:
+    """The challenger's lead on a grid, and what seeds say of its error.
+
+    Args:
+        grid_G: Amounts of compute.
+        lead_G: The holder's mean loss minus the challenger's.
+        error_G: Its standard error over seeds.
+        freedom_G: Degrees of freedom of that error.
+    """
+
+    grid_G: Floats
+    lead_G: Floats
+    error_G: Floats
+    freedom_G: Floats
+
+    def band(self, level: float) -> tuple[Floats, Floats]:
+        """Give the two ends of the t interval at each point, each of which is passed with probability 1 - level."""
+        from scipy.special import stdtrit
+
+        width_G = stdtrit(self.freedom_G, level) * self.error_G
+        return self.lead_G - width_G, self.lead_G + width_G
+
+    def around(self, root: float) -> Interval:
+        """Give the stretch around a root in which the lead cannot be told from 0."""
+        low_G, high_G = self.band((1 + CONFIDENCE) / 2)
+        behind = np.flatnonzero((high_G < 0) & (self.grid_G <= root))
+        ahead = np.flatnonzero((low_G > 0) & (self.grid_G >= root))
+        begin = self._zero(high_G, int(behind[-1])) if len(behind) else float(self.grid_G[0])
+        end = self._zero(low_G, int(ahead[0]) - 1) if len(ahead) and ahead[0] else float(self.grid_G[-1])
+        return min(begin, root), max(end, root)
+
+    def _zero(self, values_G: Floats, at: int) -> float:
+        """Interpolate the zero of an end between a point and the next, in the logarithm of the compute."""
+        low, high = values_G[at], values_G[at + 1]
+        logs = np.log(self.grid_G)
+        return float(np.exp(logs[at] + np.clip(-low / (high - low), 0, 1) * (logs[at + 1] - logs[at])))
+
+
+def is_paired(held: Sequence[Curve], others: Sequence[Curve]) -> bool:
+    """Say whether two arms have the same seeds, in the same order."""
+    return [one.seed for one in held] == [one.seed for one in others]
+
+
+def seed_leads(held: Sequence[Curve], others: Sequence[Curve], found: Crossing) -> SeedLeads:
+    """Take the leads of a crossing's grid seed by seed where the arms have the same seeds, else by Welch's test.
+
+    Args:
+        held: Curves of the arm that may be passed, two or more.
+        others: Curves of the arm that may pass, two or more.
+        found: The crossing that they gave.
+
+    Returns:
+        The leads.
+    """
+    grid_G = np.array(found.grid)
+    held_SG, others_SG = (
+        np.stack([_loss_at(one, grid_G, found.axis, found.best_so_far) for one in group]) for group in (held, others)
+    )
+    if is_paired(held, others):
+        lead_SG, seeds = held_SG - others_SG, len(held_SG)
+        error_G = lead_SG.std(0, ddof=1) / np.sqrt(seeds)
+        return SeedLeads(grid_G, lead_SG.mean(0), error_G, np.full(len(grid_G), seeds - 1.0))
+    # Welch's test: two groups of seeds with variances of their own.
+    parts = [group.var(0, ddof=1) / len(group) for group in (held_SG, others_SG)]
+    whole_G = np.maximum(parts[0] + parts[1], 1e-300)
+    ways = [part**2 / (len(group) - 1) for part, group in zip(parts, (held_SG, others_SG), strict=True)]
+    freedom_G = np.maximum(whole_G**2 / np.maximum(ways[0] + ways[1], 1e-300), 1.0)
+    return SeedLeads(grid_G, held_SG.mean(0) - others_SG.mean(0), np.sqrt(whole_G), freedom_G)
+
+
+def _loss_at(curve: Curve, grid_G: Floats, axis: Axis, best_so_far: bool) -> Floats:
+    loss_E = np.minimum.accumulate(curve.bits_E) if best_so_far else curve.bits_E
+    amounts_E = {"flops": curve.flops_E, "flops_6nd": curve.flops_6nd_E, "epochs": curve.epochs_E}[axis]
+    reached_G = np.searchsorted(amounts_E, grid_G * (1 + MATCHED_WITHIN), side="right") - 1
+    return loss_E[np.maximum(reached_G, 0)]
