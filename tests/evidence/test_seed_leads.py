@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from crossover.evidence.arms import Setting
-from crossover.evidence.crossing import find_crossing
+from crossover.evidence.crossing import find_crossing, sentence
 from crossover.evidence.crossings import arm_crossing
 from crossover.evidence.curves import Curve
 from crossover.evidence.published import level_curve, patterns
+from crossover.evidence.seed_leads import confirmed
 from crossover.streams import stream
 
 POINTS = 16
@@ -112,3 +113,20 @@ def test_a_lead_that_seeds_differ_on_is_wider_than_the_bootstrap_says():
     leads = [arm("a", HOLDER, 0, range(2), level=0.02), arm("b", CHALLENGER, 0, range(2), level=0.02)]
     gaps = [a.bits_E[-1] - b.bits_E[-1] for a, b in zip(*leads, strict=True)]
     assert width == pytest.approx(2 * 12.706 * np.std(gaps, ddof=1) / math.sqrt(2), rel=1e-3)
+
+
+def test_a_claim_that_was_taken_back_is_told_in_the_report_too() -> None:
+    told = []
+    for case in range(SIMULATIONS):
+        pair = [arm(name, HOLDER, case, range(2), level=0.02, wobble=0.01) for name in "ab"]
+        found = confirmed(find_crossing(*pair, axis="flops", draws=100, seed=case), *pair)
+        if found.unconfirmed_bound is not None:
+            assert found.status == "not reached" and found.root is None
+            told.append(sentence(found, "masked", "ar"))
+    assert told and all("on average, but 2 seeds do not establish that" in line for line in told)
+
+
+def test_one_seed_is_left_as_it_is() -> None:
+    pair = [arm(name, losses, 0, [0]) for name, losses in (("a", HOLDER), ("b", CHALLENGER))]
+    found = find_crossing(*pair, axis="flops", draws=10)
+    assert confirmed(found, *pair) == found

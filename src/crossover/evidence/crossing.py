@@ -42,6 +42,7 @@ class Crossing:
         grid: The grid itself.
         lead_bits_by_point: The challenger's lead at each grid point.
         lower_bound_bits_by_point: Its one-sided 95% lower bound, simultaneous over the grid.
+        unconfirmed_bound: The 95% bound of the lead at c_max over seeds that took a crossing back; None otherwise.
     """
 
     status: Literal["crossed", "not reached", "always ahead"]
@@ -61,6 +62,7 @@ class Crossing:
     grid: tuple[float, ...]
     lead_bits_by_point: tuple[float, ...]
     lower_bound_bits_by_point: tuple[float, ...]
+    unconfirmed_bound: float | None = None
 
 
 def find_crossing(
@@ -266,6 +268,11 @@ def sentence(crossing: Crossing, challenger: str, holder: str) -> str:
         return f"{kind}{challenger} passes {holder} at {amount(crossing.root)} [{low}, {high}]"
     if crossing.status == "always ahead":
         return f"{kind}{challenger} is ahead of {holder} from the first common measurement on"
+    if crossing.unconfirmed_bound is not None:
+        return (
+            f"{kind}{challenger} is ahead of {holder} at {amount(crossing.c_max)} on average, but {crossing.seeds} "
+            f"seeds do not establish that (95% bound {crossing.unconfirmed_bound:+.3f}), so no crossing is claimed"
+        )
     if crossing.leads_at_end_only:
         return (
             f"{kind}{challenger} is ahead of {holder} at the last measurement ({amount(crossing.c_max)}) only; "

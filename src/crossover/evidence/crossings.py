@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -13,9 +13,9 @@ import numpy as np
 from crossover.errors import RunError, nearest
 from crossover.evidence.arms import Setting, read_settings
 from crossover.evidence.censored import LogRank, Passage, Survival, kaplan_meier, logrank, passages_of
-from crossover.evidence.crossing import CONFIDENCE, Axis, Crossing, find_crossing
+from crossover.evidence.crossing import Axis, Crossing, find_crossing
 from crossover.evidence.curves import Curve
-from crossover.evidence.seed_leads import SeedLeads, is_paired, seed_leads
+from crossover.evidence.seed_leads import confirmed, is_paired
 
 Interval = tuple[float, float]
 VARIANTS: tuple[tuple[Axis, bool], ...] = (("flops", True), ("flops_6nd", True), ("epochs", False))
@@ -183,12 +183,7 @@ def _has_6nd(curves: Sequence[Curve]) -> bool:
 def arm_crossing(
     setting: Setting, holder: str, challenger: str, axis: Axis, best_so_far: bool, draws: int = 1000, seed: int = 0
 ) -> ArmCrossing:
-    """Find where one arm passes another, and claim no more than its seeds and documents bear.
-
-    `find_crossing` resamples documents and seeds. A bootstrap of two or three seeds is too sure of itself, so two
-    or more seeds must also show the lead at c_max by a one-sided 95% t test, which is no search: at most one
-    in twenty pairs of equal arms can pass it. The interval is widened by the stretch around the root in which a
-    two-sided 95% t test over seeds cannot tell the lead from 0 (Fieller's construction).
+    """Find where one arm passes another, and claim no more than its seeds (`confirmed`) and documents bear.
 
     Args:
         setting: The arms.
@@ -206,10 +201,12 @@ def arm_crossing(
         RunError: The curves have no compute in common or other documents.
     """
     held, others = setting.arms[holder], setting.arms[challenger]
-    found = find_crossing(held, others, axis=axis, best_so_far=best_so_far, draws=draws, seed=seed)
+    found = confirmed(
+        find_crossing(held, others, axis=axis, best_so_far=best_so_far, draws=draws, seed=seed), held, others
+    )
     resampled = _resampled(setting, holder, challenger)
     passages = _per_seed(held, others, axis, best_so_far, draws=min(draws, DRAWS_PER_SEED), seed=seed)
-    made = ArmCrossing(
+    return ArmCrossing(
         challenger=challenger,
         holder=holder,
         axis=setting.epoch_unit if axis == "epochs" else axis,
@@ -229,7 +226,6 @@ def arm_crossing(
         passages=passages,
         survival=kaplan_meier(passages) if len(passages) > 1 else None,
     )
-    return _confirmed_by_seeds(made, seed_leads(held, others, found)) if "seeds" in resampled else made
 
 
 def _resampled(setting: Setting, holder: str, challenger: str) -> tuple[str, ...]:
@@ -242,6 +238,9 @@ def _resampled(setting: Setting, holder: str, challenger: str) -> tuple[str, ...
 
 
 def _remark(found: Crossing) -> str:
+    if found.unconfirmed_bound is not None:
+        bound = f"95% bound {found.unconfirmed_bound:+.3f}"
+        return f"it leads on average, but {found.seeds} seeds do not establish the lead at the end ({bound})"
     if found.leads_at_end_only:
         return "it leads at the last measurement only, and a crossing needs two in a row"
     return "it leads for a while and is behind again" if found.lost_again else ""
@@ -266,22 +265,6 @@ def _per_seed(
             for one in others
         }
     )
-
-
-def _confirmed_by_seeds(made: ArmCrossing, leads: SeedLeads) -> ArmCrossing:
-    """Widen the intervals by what few seeds leave open, and take a claim back that the seeds do not bear."""
-    low_G, high_G = leads.band((1 + CONFIDENCE) / 2)
-    told = made.lead_interval or (made.lead, made.lead)
-    made = replace(made, lead_interval=(min(told[0], float(low_G[-1])), max(told[1], float(high_G[-1]))))
-    bound = float(leads.band(CONFIDENCE)[0][-1])
-    if made.status in ("crossed", "always ahead") and bound <= 0:
-        where = f"the mean curves meet at {made.root:.3g} {made.axis}" if made.root is not None else "its mean leads"
-        remark = f"{where}, but {min(made.seeds)} seeds do not establish the lead at the end (95% bound {bound:+.3f})"
-        return replace(made, status="not reached", root=None, interval=None, remark=remark)
-    if made.root is not None and made.interval is not None:
-        low, high = leads.around(made.root)
-        return replace(made, interval=(min(made.interval[0], low), max(made.interval[1], high)))
-    return made
 
 
 def _tests(settings: Sequence[SettingCrossings]) -> tuple[SettingTest, ...]:

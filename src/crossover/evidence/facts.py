@@ -16,6 +16,7 @@ from crossover.evidence.match import Proof, controller_name, prove_matched
 from crossover.evidence.plots import ArmCurves
 from crossover.evidence.regret import regrets
 from crossover.evidence.run import RunRecord
+from crossover.evidence.seed_leads import confirmed
 from crossover.evidence.view import View, evidence_of, norms_around, turning_points
 
 VARIANTS: tuple[tuple[Axis, bool, str], ...] = (
@@ -122,9 +123,8 @@ def _crossings(curves: Sequence[ArmCurves], holder: str | None) -> tuple[dict[st
             row = {"challenger": arm.arm, "holder": held.arm, "kind": kind, "axis": axis, "best_so_far": best_so_far,
                    "modes": f"{arm.headline} against {held.headline}"}  # fmt: skip
             try:
-                found = find_crossing(
-                    held.curves[held.headline], arm.curves[arm.headline], axis=axis, best_so_far=best_so_far
-                )
+                pair = held.curves[held.headline], arm.curves[arm.headline]
+                found = confirmed(find_crossing(*pair, axis=axis, best_so_far=best_so_far), *pair)
             except RunError as error:
                 rows.append({**row, "status": "unknown", "sentence": str(error)})
                 continue
