@@ -19,10 +19,11 @@ from crossover.sampling.picking import Picking
 from crossover.sampling.prices import Prices
 from crossover.sampling.reading import Reading
 from crossover.sampling.record import Generation, OnChange
+from crossover.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
-class AutoregressiveSampler:
+class AutoregressiveSampler(Sampler):
     """Draws one token after the other, each from the tokens before it.
 
     Args:
@@ -32,20 +33,6 @@ class AutoregressiveSampler:
 
     picking: Picking = field(default_factory=Picking)
     cached: bool = True
-
-    def generate(self, model: Backbone, prompt: Sequence[int], n_tokens: int, seed: int) -> list[int]:
-        """Continue one prompt; see `sample`.
-
-        Args:
-            model: The model.
-            prompt: Token ids without BOS; may be empty.
-            n_tokens: Most tokens to draw.
-            seed: The same seed gives the same text.
-
-        Returns:
-            The drawn ids, up to and without the end-of-document token.
-        """
-        return list(self.sample(model, [prompt], n_tokens, seed)[0].ids)
 
     @torch.inference_mode()
     def sample(
@@ -59,24 +46,7 @@ class AutoregressiveSampler:
         reading: Reading | None = None,
         on_change: OnChange | None = None,
     ) -> tuple[Generation, ...]:
-        """Continue prompts of any lengths in one batch.
-
-        Args:
-            model: The model.
-            prompts: Token ids of each without BOS; an empty one begins a document.
-            n_tokens: Most tokens to draw, for all or for each.
-            seed: The same seed gives the same texts.
-            first: Number of the first prompt. A text depends on seed, number and prompt, not on the batch (but for
-                float32 rounding, which can tip a draw that lies within 1e-6 of a border).
-            reading: How ids read, for texts, and strings that end them.
-            on_change: Told of each text as it grows.
-
-        Returns:
-            A text per prompt.
-
-        Raises:
-            RecipeError: Prompt and wanted tokens do not fit into the window, ids are none, or logits are not finite.
-        """
+        """Continue prompts; holes cannot be filled. See `Sampler.sample`."""
         begin = time.perf_counter()
         rows = lay(model, prompts, n_tokens, seed, context=context_of(model), first=first, holes=False)
         live = [row for row in rows if row.holes]

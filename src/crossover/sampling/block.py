@@ -26,11 +26,12 @@ from crossover.sampling.policies import FirstHitting, Policy
 from crossover.sampling.prices import Prices
 from crossover.sampling.reading import Reading
 from crossover.sampling.record import Generation, OnChange
+from crossover.sampling.sampler import Sampler
 from crossover.sampling.unmasking import Asks, unmask
 
 
 @dataclass(frozen=True)
-class BlockSampler:
+class BlockSampler(Sampler):
     """Draws blocks of S tokens from left to right (BD3-LM, arXiv 2503.09573), unmasking inside each.
 
     Blocks lie on the grid of the window, as in training: a prompt that ends inside a block is given in its first part.
@@ -61,20 +62,6 @@ class BlockSampler:
                 f"'{self.clean}'"
             )
 
-    def generate(self, model: Backbone, prompt: Sequence[int], n_tokens: int, seed: int) -> list[int]:
-        """Continue one prompt; see `sample`.
-
-        Args:
-            model: The model.
-            prompt: Token ids without BOS; may be empty.
-            n_tokens: Most tokens to draw.
-            seed: The same seed gives the same text.
-
-        Returns:
-            The drawn ids up to and without the first end-of-document token.
-        """
-        return list(self.sample(model, [prompt], n_tokens, seed)[0].ids)
-
     @torch.inference_mode()
     def sample(
         self,
@@ -87,25 +74,7 @@ class BlockSampler:
         reading: Reading | None = None,
         on_change: OnChange | None = None,
     ) -> tuple[Generation, ...]:
-        """Continue prompts of any lengths, or fill the holes in them, in one batch.
-
-        Args:
-            model: The model.
-            prompts: Token ids of each without BOS; may be empty; the mask's id marks a hole.
-            n_tokens: Tokens to draw behind the prompts, for all or for each; 0 fills holes only.
-            seed: The same seed gives the same texts.
-            first: Number of the first prompt. A text depends on seed, number and prompt, not on the batch (but for
-                float32 rounding, which can tip a draw that lies within 1e-6 of a border).
-            reading: How ids read, for texts, and strings that end them.
-            on_change: Told of each text as it is revealed.
-
-        Returns:
-            A text per prompt.
-
-        Raises:
-            RecipeError: The block size does not divide the window, prompt and wanted tokens do not fit into it, ids
-                are none, or logits are not finite.
-        """
+        """Continue prompts or fill holes, block by block. See `Sampler.sample`."""
         begin, context = time.perf_counter(), context_of(model)
         if context % self.size:
             sizes = ", ".join(str(size) for size in range(1, context + 1) if context % size == 0)

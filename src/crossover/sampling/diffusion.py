@@ -24,11 +24,12 @@ from crossover.sampling.policies import FirstHitting, Policy
 from crossover.sampling.prices import Prices
 from crossover.sampling.reading import Reading
 from crossover.sampling.record import Generation, OnChange
+from crossover.sampling.sampler import Sampler
 from crossover.sampling.unmasking import Asks, unmask
 
 
 @dataclass(frozen=True)
-class MaskedSampler:
+class MaskedSampler(Sampler):
     """Reveals hidden tokens of a window in an order that a policy chooses; what is given may stand anywhere.
 
     With one token per pass the text is an exact draw from the model's procedure; with more it is an approximation.
@@ -54,20 +55,6 @@ class MaskedSampler:
         if self.context is not None and self.context < 1:
             raise RecipeError(f"a window has at least 1 token, not {self.context}")
 
-    def generate(self, model: Backbone, prompt: Sequence[int], n_tokens: int, seed: int) -> list[int]:
-        """Continue one prompt; see `sample`.
-
-        Args:
-            model: The model.
-            prompt: Token ids without BOS; may be empty.
-            n_tokens: Tokens to draw.
-            seed: The same seed gives the same text.
-
-        Returns:
-            The drawn ids up to and without the first end-of-document token.
-        """
-        return list(self.sample(model, [prompt], n_tokens, seed)[0].ids)
-
     @torch.inference_mode()
     def sample(
         self,
@@ -80,24 +67,7 @@ class MaskedSampler:
         reading: Reading | None = None,
         on_change: OnChange | None = None,
     ) -> tuple[Generation, ...]:
-        """Continue prompts of any lengths, or fill the holes in them, in one batch.
-
-        Args:
-            model: The model.
-            prompts: Token ids of each without BOS; may be empty; the mask's id marks a hole.
-            n_tokens: Tokens to draw behind the prompts, for all or for each; 0 fills holes only.
-            seed: The same seed gives the same texts.
-            first: Number of the first prompt. A text depends on seed, number and prompt, not on the batch (but for
-                float32 rounding, which can tip a draw that lies within 1e-6 of a border).
-            reading: How ids read, for texts, and strings that end them.
-            on_change: Told of each text as it is revealed.
-
-        Returns:
-            A text per prompt.
-
-        Raises:
-            RecipeError: Prompt and wanted tokens do not fit into the window, ids are none, or logits are not finite.
-        """
+        """Continue prompts or fill holes in one window each. See `Sampler.sample`."""
         begin = time.perf_counter()
         most = context_of(model)
         context = self.context or most

@@ -16,8 +16,8 @@ from crossover.sampling.block import BlockSampler
 from crossover.sampling.diffusion import MaskedSampler
 from crossover.sampling.picking import Picking
 from crossover.sampling.policies import FirstHitting, policy_of
+from crossover.sampling.sampler import Sampler
 
-Sampler = AutoregressiveSampler | MaskedSampler | BlockSampler
 # Tokens that are drawn where nobody says how many, if the window holds them.
 TOKENS = 64
 # Stands before a text where a tokenizer would put a space; no piece joins it to letters.

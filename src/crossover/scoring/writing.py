@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any
 
 from crossover.errors import RecipeError, nearest
-from crossover.model.backbone import Backbone
 from crossover.sampling.autoregressive import AutoregressiveSampler
 from crossover.sampling.block import BlockSampler
 from crossover.sampling.diffusion import MaskedSampler
 from crossover.sampling.picking import Picking
 from crossover.sampling.policies import policy_of
-from crossover.sampling.reading import Reading
-from crossover.sampling.record import Generation
+from crossover.sampling.sampler import Sampler
 from crossover.scoring.procedures import Procedure
 
 LONGEST_ANSWER = 256
-
-
-class Sampler(Protocol):
-    """What every sampler does."""
-
-    def sample(
-        self,
-        model: Backbone,
-        prompts: Sequence[Sequence[int]],
-        n_tokens: int | Sequence[int],
-        seed: int,
-        *,
-        reading: Reading | None = None,
-    ) -> tuple[Generation, ...]:
-        """Continue prompts, each by at most so many tokens or up to a stop string."""
-        ...
 
 
 def sampler_of(procedure: Procedure, picking: Picking, context: int) -> Sampler:
