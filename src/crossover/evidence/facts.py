@@ -61,7 +61,9 @@ def find(view: View, curves: Sequence[ArmCurves]) -> Findings:
         The findings.
     """
     comparison = _comparison(view)
-    proof = prove_matched(view.runs, vary=view.vary, tunable=view.tunable) if len(view.runs) > 1 else None
+    # A run that has only just begun has recorded nothing yet that could be held against it.
+    begun = [run for run in view.runs if run.manifest]
+    proof = prove_matched(begun, vary=view.vary, tunable=view.tunable) if len(begun) > 1 else None
     holder = next((arm for arm, runs in view.arms.items() if runs and is_autoregressive(runs[0].recipe)), None)
     crossings, rows = _crossings(curves, holder or (curves[0].arm if curves else None))
     told = _verdict(view, comparison, crossings if holder else {}, proof)
