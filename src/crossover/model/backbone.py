@@ -50,6 +50,27 @@ class Backbone(nn.Module):
         """Where the weights are."""
         return self.inner.device
 
+    @property
+    def context(self) -> int:
+        """T, the data tokens of the window that there are positions for; BOS has one of its own."""
+        return int(self.inner.config.max_position_embeddings) - 1
+
+    @property
+    def shape(self) -> Shape:
+        """The size, as FLOPs are counted from it."""
+        config = self.inner.config
+        return Shape(
+            family=config.model_type,
+            vocabulary=config.vocab_size,
+            width=config.hidden_size,
+            depth=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            mlp_width=config.intermediate_size,
+            tied=config.tie_word_embeddings,
+        )
+
     def plan(
         self, pattern: Pattern, inputs: int, documents_BN: Tensor | None = None, first_read: int = 0
     ) -> attention.Plan:

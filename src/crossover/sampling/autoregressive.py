@@ -5,8 +5,6 @@ Suffixes: B texts, N new inputs, K inputs so far, R read states.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,11 +12,11 @@ from torch import Tensor
 
 from crossover.model.backbone import Backbone
 from crossover.sampling.cached import CachedBody
-from crossover.sampling.canvas import Row, context_of, evaluating, lay, permitted, put
+from crossover.sampling.canvas import Row, permitted, put
 from crossover.sampling.picking import Picking
 from crossover.sampling.prices import Prices
 from crossover.sampling.reading import Reading
-from crossover.sampling.record import Generation, OnChange
+from crossover.sampling.record import OnChange
 from crossover.sampling.sampler import Sampler
 
 
@@ -34,29 +32,14 @@ class AutoregressiveSampler(Sampler):
     picking: Picking = field(default_factory=Picking)
     cached: bool = True
 
-    @torch.inference_mode()
-    def sample(
-        self,
-        model: Backbone,
-        prompts: Sequence[Sequence[int]],
-        n_tokens: int | Sequence[int],
-        seed: int,
-        *,
-        first: int = 0,
-        reading: Reading | None = None,
-        on_change: OnChange | None = None,
-    ) -> tuple[Generation, ...]:
-        """Continue prompts; holes cannot be filled. See `Sampler.sample`."""
-        begin = time.perf_counter()
-        rows = lay(model, prompts, n_tokens, seed, context=context_of(model), first=first, holes=False)
-        live = [row for row in rows if row.holes]
-        with evaluating(model):
-            if live:
-                self._draw(model, live, reading, on_change)
-        seconds = time.perf_counter() - begin
-        return tuple(row.generation(reading, seconds) for row in rows)
+    @property
+    def fills_holes(self) -> bool:
+        """Nothing is seen behind a hole, so none is filled."""
+        return False
 
-    def _draw(self, model: Backbone, live: list[Row], reading: Reading | None, on_change: OnChange | None) -> None:
+    def draw(self, model: Backbone, rows: list[Row], reading: Reading | None, on_change: OnChange | None) -> None:
+        """Draw one token of every text in each pass. See `Sampler.draw`."""
+        live = [row for row in rows if row.holes]
         prices, body, pads = Prices.of(model), CachedBody(model), [0]
         starts, drawn = {row.number: _document_start(row) for row in live}, 0
         while live:

@@ -5,8 +5,6 @@ Suffixes: G texts that go on together, N new inputs, K inputs so far, S tokens o
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,13 +17,13 @@ from crossover.objectives.windows import documents_of
 from crossover.records import Pattern
 from crossover.sampling.autoregressive import AutoregressiveSampler
 from crossover.sampling.cached import CachedBody
-from crossover.sampling.canvas import Row, context_of, evaluating, lay
+from crossover.sampling.canvas import Row
 from crossover.sampling.diffusion import MaskedSampler
 from crossover.sampling.picking import Picking
 from crossover.sampling.policies import FirstHitting, Policy
 from crossover.sampling.prices import Prices
 from crossover.sampling.reading import Reading
-from crossover.sampling.record import Generation, OnChange
+from crossover.sampling.record import OnChange
 from crossover.sampling.sampler import Sampler
 from crossover.sampling.unmasking import Asks, unmask
 
@@ -62,37 +60,33 @@ class BlockSampler(Sampler):
                 f"'{self.clean}'"
             )
 
-    @torch.inference_mode()
-    def sample(
-        self,
-        model: Backbone,
-        prompts: Sequence[Sequence[int]],
-        n_tokens: int | Sequence[int],
-        seed: int,
-        *,
-        first: int = 0,
-        reading: Reading | None = None,
-        on_change: OnChange | None = None,
-    ) -> tuple[Generation, ...]:
-        """Continue prompts or fill holes, block by block. See `Sampler.sample`."""
-        begin, context = time.perf_counter(), context_of(model)
+    @property
+    def fills_holes(self) -> bool:
+        """Blocks of one token are next-token sampling, which sees nothing behind a hole."""
+        return self.size > 1
+
+    def window(self, model: Backbone) -> int:
+        """Give the model's window, which blocks must divide."""
+        context = model.context
         if context % self.size:
             sizes = ", ".join(str(size) for size in range(1, context + 1) if context % size == 0)
             raise RecipeError(f"block size {self.size} does not divide the window of {context} tokens; use {sizes}")
-        if self.size in (1, context):
-            ar, masked = AutoregressiveSampler(self.picking, self.cached), MaskedSampler(self.picking, self.policy)
-            same = ar if self.size == 1 else masked
-            return same.sample(model, prompts, n_tokens, seed, first=first, reading=reading, on_change=on_change)
-        rows = lay(model, prompts, n_tokens, seed, context=context, first=first)
+        return context
+
+    def draw(self, model: Backbone, rows: list[Row], reading: Reading | None, on_change: OnChange | None) -> None:
+        """Draw texts that stand at the same block together. See `Sampler.draw`."""
+        if self.size == 1:
+            AutoregressiveSampler(self.picking, self.cached).draw(model, rows, reading, on_change)
+            return
+        if self.size == model.context:
+            MaskedSampler(self.picking, self.policy).draw(model, rows, reading, on_change)
+            return
         groups: dict[int, list[Row]] = {}
         for row in rows:
             if row.holes:
                 groups.setdefault(row.holes[0] // self.size, []).append(row)
-        with evaluating(model):
-            for number, group in groups.items():
-                self._draw(_Stream(model, self, group, number * self.size), reading, on_change)
-        seconds = time.perf_counter() - begin
-        return tuple(row.generation(reading, seconds) for row in rows)
+        for number, group in groups.items():
+            self._draw(_Stream(model, self, group, number * self.size), reading, on_change)
 
     def _draw(self, stream: _Stream, reading: Reading | None, on_change: OnChange | None) -> None:
         while stream.rows:

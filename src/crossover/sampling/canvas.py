@@ -171,11 +171,6 @@ def lay(
     return rows
 
 
-def context_of(model: Backbone) -> int:
-    """Give T, the data tokens of the window that a model has positions for."""
-    return int(model.inner.config.max_position_embeddings) - 1
-
-
 @contextmanager
 def evaluating(model: Backbone) -> Iterator[None]:
     """Put a model into evaluation mode for a while."""

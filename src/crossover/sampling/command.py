@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossover.hub.adopt import open_model
-from crossover.sampling.canvas import context_of
 from crossover.sampling.reading import Reading
 from crossover.sampling.record import Generation
 from crossover.sampling.request import Request, mode_of, wanted_tokens
@@ -44,7 +43,7 @@ def sample_folder(folder: Path, request: Request, *, screen: bool = False) -> It
         RecipeError: The model has no such mode, or a text does not fit into its window.
     """
     model, tokenizer, facts = open_model(folder)
-    context = context_of(model)
+    context = model.context
     mode, clean = mode_of(folder, facts, request, context)
     sampler = request.sampler(mode, clean)
     # A file of prompts may be a pipe, which can be read once.

@@ -5,8 +5,6 @@ Suffixes: Q rows of a pass, T data tokens, N = T + 1 inputs, R places, P predict
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +16,12 @@ from crossover.errors import RecipeError
 from crossover.model.backbone import Backbone
 from crossover.objectives.windows import documents_of
 from crossover.records import Pattern
-from crossover.sampling.canvas import Row, context_of, evaluating, lay
+from crossover.sampling.canvas import Row
 from crossover.sampling.picking import Picking
 from crossover.sampling.policies import FirstHitting, Policy
 from crossover.sampling.prices import Prices
 from crossover.sampling.reading import Reading
-from crossover.sampling.record import Generation, OnChange
+from crossover.sampling.record import OnChange
 from crossover.sampling.sampler import Sampler
 from crossover.sampling.unmasking import Asks, unmask
 
@@ -55,38 +53,26 @@ class MaskedSampler(Sampler):
         if self.context is not None and self.context < 1:
             raise RecipeError(f"a window has at least 1 token, not {self.context}")
 
-    @torch.inference_mode()
-    def sample(
-        self,
-        model: Backbone,
-        prompts: Sequence[Sequence[int]],
-        n_tokens: int | Sequence[int],
-        seed: int,
-        *,
-        first: int = 0,
-        reading: Reading | None = None,
-        on_change: OnChange | None = None,
-    ) -> tuple[Generation, ...]:
-        """Continue prompts or fill holes in one window each. See `Sampler.sample`."""
-        begin = time.perf_counter()
-        most = context_of(model)
-        context = self.context or most
-        if context > most:
-            raise RecipeError(f"a window of {context} tokens is more than the {most} that the model has positions for")
-        rows = lay(model, prompts, n_tokens, seed, context=context, first=first)
+    def window(self, model: Backbone) -> int:
+        """Give the window that the model was trained on, if it is known, else all that there are positions for."""
+        context = self.context or model.context
+        if context > model.context:
+            most = f"the {model.context} that the model has positions for"
+            raise RecipeError(f"a window of {context} tokens is more than {most}")
+        return context
+
+    def draw(self, model: Backbone, rows: list[Row], reading: Reading | None, on_change: OnChange | None) -> None:
+        """Unmask whole windows. See `Sampler.draw`."""
         if self.guidance and any(len(row.holes) == len(row.window) for row in rows):
             raise RecipeError("guidance needs a prompt: without one there is nothing to hide, and it has no effect")
-        prices = Prices.of(model)
+        context, prices = self.window(model), Prices.of(model)
 
         def predict(asks: Asks) -> Tensor:
             return self._predict(model, asks, context, prices)
 
-        with evaluating(model):
-            unmask(rows, 0, context, self.policy, self.picking, predict, on_change)
+        unmask(rows, 0, context, self.policy, self.picking, predict, on_change)
         for row in rows:
             row.close(len(row.window), reading)
-        seconds = time.perf_counter() - begin
-        return tuple(row.generation(reading, seconds) for row in rows)
 
     def _predict(self, model: Backbone, asks: Asks, context: int, prices: Prices) -> Tensor:
         shown = [_window(row, context) for row, _ in asks]

@@ -90,7 +90,7 @@ def _ours(folder: Path, device: str) -> Judge:
     if "ar" not in facts["modes"]:
         raise CheckpointError(f"{folder}: cannot judge: it has no mode `ar`, only {', '.join(facts['modes'])}")
     model.to(device)
-    window = int(model.inner.config.max_position_embeddings) - 1
+    window = model.context
 
     @torch.inference_mode()
     def nats(ids: list[int]) -> Floats:

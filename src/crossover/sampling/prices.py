@@ -23,20 +23,8 @@ class Prices:
 
     @classmethod
     def of(cls, model: Backbone) -> Prices:
-        """Read a model's shape off its configuration."""
-        config = model.inner.config
-        shape = Shape(
-            family=str(config.model_type),
-            vocabulary=int(config.vocab_size),
-            width=int(config.hidden_size),
-            depth=int(config.num_hidden_layers),
-            heads=int(config.num_attention_heads),
-            kv_heads=int(config.num_key_value_heads),
-            head_width=int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
-            mlp_width=int(config.intermediate_size),
-            tied=bool(config.tie_word_embeddings),
-        )
-        return cls(shape, model.vocabulary.predictable)
+        """Take a model's shape and the rows of its head."""
+        return cls(model.shape, model.vocabulary.predictable)
 
     def window(self, inputs: int, reads: int) -> float:
         """Count a pass over a whole window in which every input sees every input.

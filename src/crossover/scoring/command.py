@@ -104,7 +104,7 @@ def score_folder(
         for ids, item in zip(documents, texts, strict=True):
             # Refuses a text that the tokenizer changes, before anything is said about its bytes.
             tokenizer.document_bytes(ids, item)
-    context = int(model.inner.config.max_position_embeddings) - 1
+    context = model.context
     held_out = cut(documents, tokenizer.document_bytes, context, windows, name)
     modes = [mode for name in procedures for mode in (facts["modes"] if name == "all" else [name])]
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()

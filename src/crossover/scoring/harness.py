@@ -151,7 +151,7 @@ class CrossoverLM(TemplateLM):
         self.model, self.reader, self.procedure = model.eval(), reader, procedure
         self.seed, self.precision, self._stated = seed, precision, dict(stated)
         self._device = model.device
-        self.window_tokens = int(model.inner.config.max_position_embeddings) - 1
+        self.window_tokens = model.context
         self.forget()
 
     def forget(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from crossover.model.backbone import Backbone
-from crossover.model.shapes import Shape, forward_flops
+from crossover.model.shapes import forward_flops
 from crossover.scoring.likelihood import window_scores
 from crossover.scoring.procedures import INPUTS_PER_PASS, Procedure
 from crossover.scoring.siblings import Siblings, of_one_token
@@ -153,28 +153,6 @@ def text_pieces(tokens: Ids, window: int) -> Pieces:
     return Pieces(tuple(Piece(tuple(tokens[start : start + window]), 0) for start in starts))
 
 
-def shape_of_model(config: Any) -> Shape:
-    """Read the size of a dense model off its transformers configuration.
-
-    Args:
-        config: The configuration.
-
-    Returns:
-        The shape, for counting FLOPs.
-    """
-    return Shape(
-        family=config.model_type,
-        vocabulary=config.vocab_size,
-        width=config.hidden_size,
-        depth=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_width=config.head_dim,
-        mlp_width=config.intermediate_size,
-        tied=config.tie_word_embeddings,
-    )
-
-
 def score_pieces(
     model: Backbone,
     pieces: Sequence[Piece],
@@ -200,8 +178,7 @@ def score_pieces(
     if not _draws(procedure):
         pieces = [replace(piece, draws="") for piece in pieces]
     different = list(dict.fromkeys(pieces))
-    context = int(model.inner.config.max_position_embeddings) - 1
-    shape, rows = shape_of_model(model.inner.config), model.vocabulary.predictable
+    context, shape, rows = model.context, model.shape, model.vocabulary.predictable
     scores: dict[Piece, Scored] = {}
     spent = Spent()
     for chosen, width, how in _batches(different, procedure, context):
