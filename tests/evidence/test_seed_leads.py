@@ -130,3 +130,9 @@ def test_one_seed_is_left_as_it_is() -> None:
     pair = [arm(name, losses, 0, [0]) for name, losses in (("a", HOLDER), ("b", CHALLENGER))]
     found = find_crossing(*pair, axis="flops", draws=10)
     assert confirmed(found, *pair) == found
+
+
+def test_the_order_in_which_seeds_are_read_does_not_matter() -> None:
+    first, second = (arm(name, losses, 1, range(3), level=0.1) for name, losses in (("a", HOLDER), ("b", CHALLENGER)))
+    found = find_crossing(first, second, axis="flops", draws=100)
+    assert confirmed(found, first, second[::-1]) == confirmed(found, first, second)

@@ -18,6 +18,12 @@ CONFIDENCE = 0.95
 # Two runs with one budget end within a step of each other; their last, decayed points belong together.
 MATCHED_WITHIN = 0.005
 Axis = Literal["flops", "flops_6nd", "epochs"]
+# What is matched, whether the best evaluation so far is compared, and how that is called.
+VARIANTS: tuple[tuple[Axis, bool, str], ...] = (
+    ("flops", True, "best so far, matched FLOPs (headline)"),
+    ("flops_6nd", True, "best so far, matched FLOPs by 6ND"),
+    ("epochs", False, "same epoch, latest evaluation"),
+)
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,33 @@ def _grid(holder: Sequence[Curve], challenger: Sequence[Curve], axis: Axis) -> N
     return np.unique(coarsest)
 
 
-def _paired(holder: Sequence[Curve], challenger: Sequence[Curve]) -> bool:
-    return [curve.seed for curve in holder] == [curve.seed for curve in challenger]
+def by_seed(holder: Sequence[Curve], challenger: Sequence[Curve]) -> tuple[list[Curve], list[Curve], bool]:
+    """Order the curves of two arms by seed.
+
+    Args:
+        holder: Curves of one arm.
+        challenger: Curves of the other.
+
+    Returns:
+        Both, and whether they have the same seeds, so that curves can be paired.
+    """
+    first, second = (sorted(group, key=lambda curve: curve.seed) for group in (holder, challenger))
+    return first, second, [curve.seed for curve in first] == [curve.seed for curve in second]
+
+
+def reached_at(curve: Curve, grid_G: NDArray[np.float64], axis: Axis) -> NDArray[np.intp]:
+    """Find a curve's latest evaluation at each amount of compute.
+
+    Args:
+        curve: The curve.
+        grid_G: Amounts.
+        axis: What they count.
+
+    Returns:
+        Index of the evaluation [G]; the first one where none has been reached.
+    """
+    reached_G = np.searchsorted(_positions(curve, axis), grid_G * (1 + MATCHED_WITHIN), side="right") - 1
+    return np.maximum(reached_G, 0)
 
 
 def _leads(
@@ -163,13 +194,13 @@ def _leads(
     seed: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Give the challenger's lead at each grid point, as measured and in each bootstrap draw."""
-    holder, challenger = (sorted(group, key=lambda curve: curve.seed) for group in (holder, challenger))
+    holder, challenger, paired = by_seed(holder, challenger)
     rng = stream(seed, "bootstrap")
     documents = len(holder[0].bytes_D)
     weights_KD = rng.multinomial(documents, np.full(documents, 1 / documents), size=draws).astype(float)
     weights_KD = np.concatenate([np.ones((1, documents)), weights_KD])
     pick_KS = resample_seeds(rng, len(holder), draws)
-    other_KS = pick_KS if _paired(holder, challenger) else resample_seeds(rng, len(challenger), draws)
+    other_KS = pick_KS if paired else resample_seeds(rng, len(challenger), draws)
     sides = []
     for group, share_KS in ((holder, pick_KS), (challenger, other_KS)):
         loss_KSG = np.stack([_loss_at(curve, weights_KD, grid_G, axis, best_so_far) for curve in group], axis=1)
@@ -206,8 +237,7 @@ def _loss_at(
     loss_KE = (weights_KD @ curve.nats_ED.T) / (np.log(2) * (weights_KD @ curve.bytes_D))[:, None]
     if best_so_far:
         loss_KE = np.minimum.accumulate(loss_KE, axis=1)
-    reached_G = np.searchsorted(_positions(curve, axis), grid_G * (1 + MATCHED_WITHIN), side="right") - 1
-    return loss_KE[:, np.maximum(reached_G, 0)]
+    return loss_KE[:, reached_at(curve, grid_G, axis)]
 
 
 def _lower_bounds(

@@ -13,12 +13,11 @@ import numpy as np
 from crossover.errors import RunError, nearest
 from crossover.evidence.arms import Setting, read_settings
 from crossover.evidence.censored import LogRank, Passage, Survival, kaplan_meier, logrank, passages_of
-from crossover.evidence.crossing import Axis, Crossing, find_crossing
+from crossover.evidence.crossing import VARIANTS, Axis, Crossing, by_seed, find_crossing
 from crossover.evidence.curves import Curve
-from crossover.evidence.seed_leads import confirmed, is_paired
+from crossover.evidence.seed_leads import confirmed
 
 Interval = tuple[float, float]
-VARIANTS: tuple[tuple[Axis, bool], ...] = (("flops", True), ("flops_6nd", True), ("epochs", False))
 # A seed's own crossing is a point of a survival curve; its bootstrap needs fewer draws.
 DRAWS_PER_SEED = 200
 
@@ -148,7 +147,7 @@ def _in_setting(setting: Setting, baseline: str | None, draws: int, seed: int) -
     crossings: list[ArmCrossing] = []
     unknown: list[str] = []
     for arm in setting.arms:
-        for axis, best_so_far in VARIANTS if arm != holder else ():
+        for axis, best_so_far, _ in VARIANTS if arm != holder else ():
             if axis == "flops_6nd" and not _has_6nd([*setting.arms[arm], *setting.arms[holder]]):
                 continue
             try:
@@ -220,7 +219,7 @@ def arm_crossing(
         unit=setting.unit,
         resampled=resampled,
         seeds=(len(held), len(others)),
-        paired=is_paired(held, others),
+        paired=by_seed(held, others)[2],
         points=found.points,
         remark=_remark(found),
         passages=passages,

@@ -10,7 +10,7 @@ import numpy as np
 
 from crossover.errors import RunError
 from crossover.evidence.compare import ArmScore, Comparison, compare, is_autoregressive, text_facts, verdict
-from crossover.evidence.crossing import Axis, Crossing, find_crossing, sentence
+from crossover.evidence.crossing import VARIANTS, Crossing, find_crossing, sentence
 from crossover.evidence.display import mix_text
 from crossover.evidence.match import Proof, controller_name, prove_matched
 from crossover.evidence.plots import ArmCurves
@@ -19,11 +19,6 @@ from crossover.evidence.run import RunRecord
 from crossover.evidence.seed_leads import confirmed
 from crossover.evidence.view import View, evidence_of, norms_around, turning_points
 
-VARIANTS: tuple[tuple[Axis, bool, str], ...] = (
-    ("flops", True, "best so far, matched FLOPs (headline)"),
-    ("flops_6nd", True, "best so far, matched FLOPs by 6ND"),
-    ("epochs", False, "same epoch, latest evaluation"),
-)
 # What the page shows of a ledger and of a card, also where an interrupted run has not written it.
 LEDGER_KEYS = ("unique_tokens", "data_tokens", "epochs", "flops", "evaluation_flops", "evaluation_seconds", "seconds")
 ALTERNATIVE_KEYS = ("gear", "stays", "flops_per_token", "novelty", "clears_floor", "alignment")

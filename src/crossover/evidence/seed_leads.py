@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from crossover.evidence.crossing import CONFIDENCE, MATCHED_WITHIN, Axis, Crossing
+from crossover.evidence.crossing import CONFIDENCE, Crossing, by_seed, reached_at
 from crossover.evidence.curves import Curve
 
 Floats = NDArray[np.float64]
@@ -57,11 +57,6 @@ class SeedLeads:
         return float(np.exp(logs[at] + np.clip(-low / (high - low), 0, 1) * (logs[at + 1] - logs[at])))
 
 
-def is_paired(held: Sequence[Curve], others: Sequence[Curve]) -> bool:
-    """Say whether two arms have the same seeds, in the same order."""
-    return [one.seed for one in held] == [one.seed for one in others]
-
-
 def seed_leads(held: Sequence[Curve], others: Sequence[Curve], found: Crossing) -> SeedLeads:
     """Take the leads of a crossing's grid seed by seed where the arms have the same seeds, else by Welch's test.
 
@@ -74,10 +69,14 @@ def seed_leads(held: Sequence[Curve], others: Sequence[Curve], found: Crossing) 
         The leads.
     """
     grid_G = np.array(found.grid)
-    held_SG, others_SG = (
-        np.stack([_loss_at(one, grid_G, found.axis, found.best_so_far) for one in group]) for group in (held, others)
-    )
-    if is_paired(held, others):
+
+    def loss_SG(group: Sequence[Curve]) -> Floats:
+        lows = [np.minimum.accumulate(one.bits_E) if found.best_so_far else one.bits_E for one in group]
+        return np.stack([low_E[reached_at(one, grid_G, found.axis)] for one, low_E in zip(group, lows, strict=True)])
+
+    first, second, paired = by_seed(held, others)
+    held_SG, others_SG = loss_SG(first), loss_SG(second)
+    if paired:
         lead_SG, seeds = held_SG - others_SG, len(held_SG)
         error_G = lead_SG.std(0, ddof=1) / np.sqrt(seeds)
         return SeedLeads(grid_G, lead_SG.mean(0), error_G, np.full(len(grid_G), seeds - 1.0))
@@ -119,10 +118,3 @@ def confirmed(found: Crossing, held: Sequence[Curve], others: Sequence[Curve]) -
         begin, end = leads.around(made.root)
         return replace(made, ci=(min(made.ci[0], begin), max(made.ci[1], end)))
     return made
-
-
-def _loss_at(curve: Curve, grid_G: Floats, axis: Axis, best_so_far: bool) -> Floats:
-    loss_E = np.minimum.accumulate(curve.bits_E) if best_so_far else curve.bits_E
-    amounts_E = {"flops": curve.flops_E, "flops_6nd": curve.flops_6nd_E, "epochs": curve.epochs_E}[axis]
-    reached_G = np.searchsorted(amounts_E, grid_G * (1 + MATCHED_WITHIN), side="right") - 1
-    return loss_E[np.maximum(reached_G, 0)]
