@@ -15,16 +15,14 @@ from crossover.evidence.compare import (
     Sample,
     resample_documents,
 )
-from crossover.evidence.conditions import check_allowed, is_allowed, refusal
+from crossover.evidence.conditions import settle
 from crossover.evidence.files import read_json
-from crossover.trees import differences, fingerprint, flatten
+from crossover.trees import fingerprint, flatten
 
 # Shape suffix: D documents.
 
 # What a card must hold before anything is computed from it.
 _NEEDED = ("procedure", "exact", "conditions", "document_nats", "document_bytes", "document_tokens")
-# Settings that belong to a procedure; allowing `procedure` allows these where the two procedures differ.
-_OF_PROCEDURE = ("exact", "draws", "positions", "block", "clean", "policy", "tokens_per_step")
 # Two models differ in these by nature: they are reported.
 _OF_MODEL = ("checkpoint", "checkpoint_step", "checkpoint_sha256", "weights_sha256")
 _MISSING = "not stated"
@@ -146,19 +144,9 @@ def compare(
     if draws < 1:
         raise RunError(f"draws must be at least 1, not {draws}")
     pairs = _pairs(read_cards(first), read_cards(second), "procedure" in allow)
-    check_allowed(allow, [field for pair in pairs for card in pair for field in card.conditions])
-    refused: dict[tuple[str, str, str], list[str]] = {}
-    found = []
-    for one, two in pairs:
-        differing = _differing(one, two)
-        allowed = {field: values for field, values in differing.items() if is_allowed(field, allow)}
-        for field, values in differing.items():
-            if field not in allowed:
-                refused.setdefault((field, str(values[0]), str(values[1])), []).append(one.name)
-        found.append((one, two, allowed))
-    if refused:
-        raise RunError(refusal(first, second, refused))
-    return tuple(_difference(one, two, allowed, draws, seed) for one, two, allowed in found)
+    conditions = [(one.name, one.conditions, two.conditions) for one, two in pairs]
+    allowed = settle(conditions, allow, first, second)
+    return tuple(_difference(*pair, fields, draws, seed) for pair, fields in zip(pairs, allowed, strict=True))
 
 
 def read_cards(path: Path | str) -> dict[str, Card]:
@@ -214,15 +202,6 @@ def _headline(cards: Mapping[str, Card]) -> Card:
     on_test = [card for card in cards.values() if card.row.get("split") == "test"]
     marked = [card for card in on_test if card.row.get("headline")]
     return (marked or on_test or list(cards.values()))[0]
-
-
-def _differing(one: Card, two: Card) -> dict[str, tuple[Any, Any]]:
-    """List the fields that differ; of settings that only follow from another procedure, the procedure alone."""
-    left, right = one.conditions, two.conditions
-    found = differences(left, right)
-    if "procedure" in found:
-        found = {field: values for field, values in found.items() if field not in _OF_PROCEDURE}
-    return {field: (left.get(field, _MISSING), right.get(field, _MISSING)) for field in found}
 
 
 def _difference(one: Card, two: Card, allowed: Mapping[str, tuple[Any, Any]], draws: int, seed: int) -> CardComparison:

@@ -1,46 +1,73 @@
-"""What the cards of two numbers may differ in, and how a comparison is refused."""
+"""What the conditions of two numbers may differ in, and how a comparison is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from crossover.errors import RunError, nearest
+from crossover.trees import differences
+
+Differences = dict[str, tuple[Any, Any]]
+# Settings that belong to a procedure; allowing `procedure` allows these where the two procedures differ.
+_OF_PROCEDURE = ("exact", "draws", "positions", "block", "clean", "policy", "tokens_per_step", "is_greedy")
+_MISSING = "not stated"
 
 
-def is_allowed(field: str, allow: Sequence[str]) -> bool:
-    """Say whether a field may differ: it or its group, such as "versions", was named."""
+def settle(
+    pairs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
+    allow: Sequence[str],
+    first: Path | str,
+    second: Path | str,
+) -> list[Differences]:
+    """Say in what pairs of numbers differ that may, or refuse them all.
+
+    Args:
+        pairs: Of each pair, its name and the conditions of both numbers by dotted field.
+        allow: Fields that may differ, or groups of them, such as "versions".
+        first: The first model's place, for errors.
+        second: The second model's place.
+
+    Returns:
+        Of each pair, the fields that differ and may, with both values.
+
+    Raises:
+        RunError: A name is no field, or fields differ that may not: each is named with both values.
+    """
+    _check_allowed(allow, [field for _, *sides in pairs for side in sides for field in side])
+    found = [_differing(one, two) for _, one, two in pairs]
+    refused: dict[tuple[str, str, str], list[str]] = {}
+    for (name, _, _), fields in zip(pairs, found, strict=True):
+        for field, (left, right) in fields.items():
+            if not _is_allowed(field, allow):
+                refused.setdefault((field, str(left), str(right)), []).append(name)
+    if refused:
+        raise RunError(_refusal(first, second, refused))
+    return found
+
+
+def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> Differences:
+    """List the fields that differ; of settings that only follow from another procedure, the procedure alone."""
+    found = differences(one, two)
+    if "procedure" in found:
+        found = {field: values for field, values in found.items() if field not in _OF_PROCEDURE}
+    return {field: (one.get(field, _MISSING), two.get(field, _MISSING)) for field in found}
+
+
+def _is_allowed(field: str, allow: Sequence[str]) -> bool:
     return any(field == name or field.startswith(f"{name}.") for name in allow)
 
 
-def check_allowed(allow: Sequence[str], fields: Iterable[str]) -> None:
-    """Refuse names that are no fields of the cards.
-
-    Args:
-        allow: Fields that were said to be allowed to differ.
-        fields: Fields that the cards have.
-
-    Raises:
-        RunError: A name is not among them.
-    """
+def _check_allowed(allow: Sequence[str], fields: Sequence[str]) -> None:
     known = dict.fromkeys(fields)
     for name in allow:
-        if not any(is_allowed(field, [name]) for field in known):
+        if not any(_is_allowed(field, [name]) for field in known):
             groups = {field.partition(".")[0] for field in known}
             raise RunError(f"--allow {name}: the cards have no such field; {nearest(name, {*known, *groups})}")
 
 
-def refusal(first: Path | str, second: Path | str, refused: Mapping[tuple[str, str, str], Sequence[str]]) -> str:
-    """Write why two models' numbers are not compared, and what would let them be.
-
-    Args:
-        first: The first model's place.
-        second: The second model's.
-        refused: Names of the cards that differ, by field and both values.
-
-    Returns:
-        The message.
-    """
+def _refusal(first: Path | str, second: Path | str, refused: Mapping[tuple[str, str, str], Sequence[str]]) -> str:
     lines = [
         f"  {field}: {left} in the first, {right} in the second ({', '.join(names)})"
         for (field, left, right), names in refused.items()

@@ -15,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossover.errors import RunError, nearest
-from crossover.evidence.conditions import check_allowed, is_allowed, refusal
+from crossover.evidence.conditions import Differences, settle
 from crossover.evidence.files import read_json
-from crossover.trees import differences, flatten
+from crossover.trees import flatten
 
 Floats = NDArray[np.float64]
 _NEEDED = ("task", "procedure", "measures", "card", "answers")
 # These say which model it is, or follow from its tokenizer and its window.
 _OF_MODEL = ("weights_sha256", "modes", "requests", "contexts_cut", "continuations_split", "borders_crossed")
-_OF_PROCEDURE = ("exact", "draws", "positions", "block", "policy", "tokens_per_step", "is_greedy")
 _NORMAL = 1.96
 
 
@@ -78,15 +77,9 @@ def compare_tasks(
     pairs = _pairs(_read(first, tasks), _read(second, tasks), "procedure" in allow)
     if not pairs:
         raise RunError(f"{first} and {second}: have no task under the same procedure in common; --allow procedure")
-    check_allowed(allow, [field for pair in pairs for row in pair for field in _conditions(row)])
-    refused: dict[tuple[str, str, str], list[str]] = {}
-    for one, two in pairs:
-        for field, (left, right) in _differing(one, two).items():
-            if not is_allowed(field, allow):
-                refused.setdefault((field, str(left), str(right)), []).append(str(one["task"]))
-    if refused:
-        raise RunError(refusal(first, second, refused))
-    return tuple(item for one, two in pairs for item in _differences(one, two))
+    conditions = [(str(one["task"]), _conditions(one), _conditions(two)) for one, two in pairs]
+    allowed = settle(conditions, allow, first, second)
+    return tuple(item for pair, fields in zip(pairs, allowed, strict=True) for item in _differences(*pair, fields))
 
 
 def _read(path: Path | str, tasks: Sequence[str]) -> list[dict[str, Any]]:
@@ -125,14 +118,7 @@ def _conditions(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in stated.items() if key not in _OF_MODEL}
 
 
-def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    found = differences(_conditions(one), _conditions(two))
-    if "procedure" in found:
-        found = {field: values for field, values in found.items() if field not in _OF_PROCEDURE}
-    return found
-
-
-def _differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[TaskDifference]:
+def _differences(one: Mapping[str, Any], two: Mapping[str, Any], allowed: Differences) -> list[TaskDifference]:
     parts = [(_lists(one, name), _lists(two, name)) for name in one["answers"] if name in two["answers"]]
     if any(len(left[key]) != len(right[key]) for left, right in parts for key in left if key in right):
         raise RunError(f"{one['task']}: the two were not asked the same items; score both with the same limit")
@@ -141,7 +127,7 @@ def _differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[TaskDif
     for name in names:
         keys = ("gold_nats", "gold_bytes") if name == "bits_per_byte" else (name,)
         if all(key in side for pair in parts for side in pair for key in keys):
-            found.append(_difference(one, two, name, parts))
+            found.append(_difference(one, two, name, parts, allowed))
     return found
 
 
@@ -154,6 +140,7 @@ def _difference(
     two: Mapping[str, Any],
     name: str,
     parts: Sequence[tuple[Mapping[str, Floats], Mapping[str, Floats]]],
+    allowed: Differences,
 ) -> TaskDifference:
     values = (float(one["measures"][name]["value"]), float(two["measures"][name]["value"]))
     if name == "bits_per_byte":
@@ -174,7 +161,7 @@ def _difference(
         difference=gap,
         interval=(gap - _NORMAL * error, gap + _NORMAL * error),
         items=sum(len(next(iter(left.values()))) for left, _ in parts),
-        allowed=_differing(one, two),
+        allowed=allowed,
     )
 
 
