@@ -22,9 +22,9 @@ from table import Table, Turns, add_options, begin, finish, synthetic_vocabulary
 from crossover.data.loader import Loader
 from crossover.model.shapes import shape_of, training_flops
 from crossover.objectives.mixing import join
-from crossover.recipe import ModelRecipe
 from crossover.records import Example, Vocabulary
 from crossover.registry import component_of
+from crossover.sections import ModelRecipe
 from crossover.streams import stream
 
 CONTEXT, WINDOWS, PIECES = 256, 8, 4096

@@ -25,11 +25,11 @@ from table import Table, add_options, begin, finish, synthetic_vocabulary, take_
 
 from crossover.model.backbone import build
 from crossover.model.shapes import shape_of
-from crossover.recipe import ModelRecipe
 from crossover.sampling.autoregressive import AutoregressiveSampler
 from crossover.sampling.block import BlockSampler
 from crossover.sampling.diffusion import MaskedSampler
 from crossover.sampling.policies import policy_of
+from crossover.sections import ModelRecipe
 
 PIECES = 4096
 AGAIN = ", again"

@@ -22,11 +22,11 @@ from table import Table, Turns, add_options, begin, finish, synthetic_vocabulary
 
 from crossover.model.backbone import Backbone, build
 from crossover.model.shapes import Shape, Workload, forward_flops, live_entries, shape_of
-from crossover.recipe import ModelRecipe
 from crossover.scoring import procedures
 from crossover.scoring.likelihood import score
 from crossover.scoring.procedures import Procedure, Rows, procedure_of
 from crossover.scoring.windows import ScoringWindows
+from crossover.sections import ModelRecipe
 
 NAMES = ("ar", "l2r", "nelbo", "nelbo(16)")
 PIECES = 4096

@@ -29,9 +29,9 @@ from table import Table, add_options, begin, finish, synthetic_vocabulary, take_
 from crossover.data.loader import Loader
 from crossover.model.backbone import build
 from crossover.model.shapes import Shape, shape_of, training_flops
-from crossover.recipe import ModelRecipe
 from crossover.records import Vocabulary
 from crossover.registry import component_of
+from crossover.sections import ModelRecipe
 from crossover.training import machine
 from crossover.training.compilation import compile_model
 from crossover.training.machine import compiler, keep_memory

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossover.errors import RecipeError
-from crossover.recipe import BudgetRecipe, DataRecipe, Recipe, TrainingRecipe, load, resolve, to_tree, to_yaml
+from crossover.recipe import Recipe, load, resolve, to_tree, to_yaml
+from crossover.sections import BudgetRecipe, DataRecipe, TrainingRecipe
 from crossover.trees import COMPONENTS, apply, differences, fingerprint, merge, read_tree
 
 EVERYTHING = """\

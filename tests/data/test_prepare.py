@@ -20,7 +20,7 @@ from crossover.data.shards import rarity
 from crossover.data.spool import Entry, assign
 from crossover.data.tokenizer import Bpe
 from crossover.errors import DataError
-from crossover.recipe import DataRecipe
+from crossover.sections import DataRecipe
 
 WORDS = (
     "the",

@@ -16,8 +16,8 @@ from crossover.model.shapes import Workload
 from crossover.objectives.autoregressive import Autoregressive
 from crossover.objectives.block import Block
 from crossover.objectives.masked import Masked
-from crossover.recipe import ModelRecipe
 from crossover.records import Pattern, Vocabulary
+from crossover.sections import ModelRecipe
 from crossover.streams import stream
 
 FAMILIES = ["llama", "qwen3"]

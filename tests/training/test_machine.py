@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tiny_runs
-from crossover.recipe import TrainingRecipe
+from crossover.sections import TrainingRecipe
 from crossover.training import machine
 
 

@@ -28,8 +28,8 @@ from crossover.data.shards import (
 from crossover.data.spool import Entry, Spool, assign
 from crossover.data.tokenizer import Tokenizer
 from crossover.errors import DataError
-from crossover.recipe import DataRecipe
 from crossover.registry import component_of
+from crossover.sections import DataRecipe
 from crossover.streams import digest
 from crossover.trees import fingerprint
 

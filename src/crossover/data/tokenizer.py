@@ -18,9 +18,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from crossover.data.files import as_json, write_durably
 from crossover.data.piece_bytes import byte_symbols, bytes_problem, decoded_bytes
 from crossover.errors import DataError
-from crossover.recipe import Positive
 from crossover.records import Vocabulary
 from crossover.registry import register
+from crossover.sections import Positive
 
 # Shape suffix: V vocabulary, special pieces and padding included.
 

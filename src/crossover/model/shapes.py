@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from crossover.errors import RecipeError, nearest
-from crossover.recipe import ModelRecipe
 from crossover.records import Pattern
+from crossover.sections import ModelRecipe
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from crossover.recipe import TrainingRecipe
+from crossover.sections import TrainingRecipe
 
 # A cold compilation takes up to half a minute of a CPU core; see docs/performance.md for what it saves.
 COMPILE_FROM_SECONDS = 600.0

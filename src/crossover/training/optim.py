@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import pydantic
 
-from crossover.recipe import Count
 from crossover.registry import register
+from crossover.sections import Count
 
 if TYPE_CHECKING:
     import torch
