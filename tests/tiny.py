@@ -27,7 +27,9 @@ def vocabulary(predictable: int = 3, *, separate: bool = False, rarity: bool = F
 
 
 def shape(family: str = "llama", rows: int = 7, *, kv_heads: int = 1, tied: bool = True) -> Shape:
-    return Shape(family, rows, width=16, depth=2, heads=2, kv_heads=kv_heads, head_width=8, mlp_width=24, tied=tied)
+    mlp = {"experts": 5, "experts_per_token": 2, "expert_width": 16} if family == "qwen3_moe" else {}
+    wide = 0 if mlp else 24
+    return Shape(family, rows, 16, 2, heads=2, kv_heads=kv_heads, head_width=8, mlp_width=wide, tied=tied, **mlp)
 
 
 def model(
@@ -37,7 +39,7 @@ def model(
     made = build(shape(family, words.size, kv_heads=kv_heads, tied=tied), words, context=context, seed=seed)
     with torch.no_grad():
         for name, parameter in made.inner.named_parameters():
-            if parameter.dim() == 2:
+            if parameter.dim() >= 2:
                 parameter.mul_(20.0 if "embed" in name or "lm_head" in name else 10.0)
     return made.eval()
 

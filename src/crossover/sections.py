@@ -36,6 +36,7 @@ Positive = Annotated[int, BeforeValidator(_count), pydantic.Field(gt=0)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Amount = Annotated[float, BeforeValidator(_count), pydantic.Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[float, pydantic.Field(gt=0)]
+Coefficient = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 # A name becomes a folder; a stranger's recipe must not choose where on the disk.
 Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][\w.+ -]*$")]
 
@@ -73,7 +74,7 @@ class ModelRecipe:
 
     Args:
         preset: A named shape, see `crossover.model.shapes`.
-        family: "llama" or "qwen3" (adds qk-norm).
+        family: "llama", "qwen3" (adds qk-norm) or "qwen3_moe" (qwen3 whose MLPs are experts behind a router).
         width: Residual width.
         depth: Decoder layers.
         heads: Query heads.
@@ -82,12 +83,19 @@ class ModelRecipe:
         mlp_width: Hidden width of the gated MLP.
         tied: Whether the head shares the embedding's weights.
         rope_theta: Base of the rotary positions.
-        residual_dropout: Dropout at the two output projections of a layer.
+        residual_dropout: Dropout at the two output projections of a layer; of experts, at their sum.
         attention_dropout: Dropout of attention probabilities.
+        parameter_noise: Standard deviation of the factors 1 + noise that a training step multiplies each weight matrix
+            of the layers with, see `crossover.model.noise`.
+        experts: Experts of a layer, of family qwen3_moe.
+        experts_per_token: How many of them a token goes through.
+        expert_width: Hidden width of an expert.
+        balance_coefficient: Factor on the load-balancing loss; null is 0.01 where there are experts.
+        router_z_coefficient: Factor on the router z-loss; null is 0.001 where there are experts.
     """
 
     preset: str = "1m"
-    family: Literal["llama", "qwen3"] = "llama"
+    family: Literal["llama", "qwen3", "qwen3_moe"] = "llama"
     width: Positive | None = None
     depth: Positive | None = None
     heads: Positive | None = None
@@ -98,6 +106,12 @@ class ModelRecipe:
     rope_theta: Size = 10_000.0
     residual_dropout: Share = 0.0
     attention_dropout: Share = 0.0
+    parameter_noise: Share = 0.0
+    experts: Positive | None = None
+    experts_per_token: Positive | None = None
+    expert_width: Positive | None = None
+    balance_coefficient: Coefficient | None = None
+    router_z_coefficient: Coefficient | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,11 @@ class BudgetRecipe:
     def amount(self) -> float:
         """How much of the currency may be spent."""
         return float(getattr(self, self.currency))
+
+
+def budget_label(amount: float) -> str:
+    """Write an amount of a budget as names of folders have it, such as 2e+11."""
+    return f"{amount:.6g}"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def line_of(path: Path, text: str) -> int:
         ({"trainin": {"batch_tokens": 3}}, "trainin:", "trainin: no such setting; did you mean 'training'?"),
         ({"training__batch_tokens": "many"}, "batch_tokens", "training.batch_tokens: Input should be a valid integer"),
         ({"data__context": -5}, "context", "data.context: Input should be greater than 0"),
-        ({"model__family": "gpt"}, "family", "model.family: Input should be 'llama' or 'qwen3'"),
+        ({"model__family": "gpt"}, "family", "model.family: Input should be 'llama', 'qwen3' or 'qwen3_moe'"),
         ({"budget": {"tokens": 1000, "flops": 1e9}}, "budget", "give exactly one of tokens, flops, minutes"),
         ({"budget": {}}, "budget", "none given"),
         ({"training__optimizer": "adamm"}, "optimizer", "no optimizer called 'adamm'; did you mean 'adamw'?"),

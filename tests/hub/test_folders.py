@@ -20,7 +20,8 @@ from crossover.sampling.picking import Picking
 
 FACTS = {"mask_id": 3, "modes": ["ar", "nelbo"], "best_mode": "ar"}
 TEXT = "naïve words ½ and  spaces\n\tand <|mask|> as text"
-CASES = [(family, tied) for family in ("llama", "qwen3") for tied in (True, False)]
+NAMES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+CASES = [(family, tied) for family in ("llama", "qwen3", "qwen3_moe") for tied in (True, False)]
 
 
 def logits(model: Backbone, ids: torch.Tensor) -> torch.Tensor:
@@ -40,7 +41,7 @@ def written(folder, family="llama", tied=True, tokenizer=None):
 def test_transformers_loads_the_folder_and_says_the_same(tmp_path, family, tied) -> None:
     model, tokenizer = written(tmp_path / "model", family, tied)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert type(theirs).__name__ == {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}[family]
+    assert type(theirs).__name__ == NAMES[family]
     assert theirs.config._attn_implementation != "crossover"
     assert theirs.config.tie_word_embeddings is tied
     reader = AutoTokenizer.from_pretrained(tmp_path / "model")

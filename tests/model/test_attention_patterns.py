@@ -105,7 +105,7 @@ def test_live_entries_are_the_masks_true_entries(block: int, blocks: int, more: 
         assert live_entries(pattern, count) == int(attention.mask_NN(pattern, count).sum()), pattern
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize(("pattern", "inputs"), PATTERNS, ids=IDS)
 def test_the_model_says_the_same_through_every_back_end(family, pattern, inputs) -> None:
     words = tiny.vocabulary(9)

@@ -46,7 +46,7 @@ def reach(mask: np.ndarray, layers: int) -> np.ndarray:
 CASES = [(name, separate) for name in OBJECTIVES for separate in (False, True) if name != "orders" or not separate]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize(("name", "separate"), CASES)
 def test_a_state_moves_with_exactly_the_inputs_that_its_pattern_shows(name, family, separate) -> None:
     words = tiny.vocabulary(9, separate=separate)
@@ -69,7 +69,7 @@ def test_a_state_moves_with_exactly_the_inputs_that_its_pattern_shows(name, fami
 
 
 @pytest.mark.parametrize("separate", [False, True], ids=["whole", "documents"])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_a_read_state_knows_neither_its_target_nor_what_is_hidden_with_it(name, family, separate) -> None:
     """Change each token of the text, also from or into the end of a document, and read what the states say."""

@@ -69,7 +69,7 @@ def direct(model, example: Example, tokens: np.ndarray, block: int, causal: bool
 
 
 @pytest.mark.parametrize("separate", [False, True], ids=["whole", "documents"])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("objective", [Block(2), Block(4), Block(2, clean="causal"), Block(4, clean="causal")])
 def test_one_pass_over_two_streams_is_the_computation_block_by_block(objective, family, separate) -> None:
     words = tiny.vocabulary(9, separate=separate)
@@ -175,7 +175,7 @@ def drawn(objective, words, tokens: np.ndarray, nats, index: int) -> float:
     return total / example.data_tokens
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize(
     "objective",
     [

@@ -40,7 +40,7 @@ def two_stream_logits(model, asks, size: int, clean: str) -> torch.Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("separate", [False, True], ids=["whole", "documents"])
 @pytest.mark.parametrize("clean", CLEAN)
 @pytest.mark.parametrize("size", [2, 3, 6])

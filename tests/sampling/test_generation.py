@@ -83,7 +83,7 @@ def test_a_text_does_not_depend_on_its_batch(sampler, separate) -> None:
 
 
 @pytest.mark.parametrize("prompt", [[], [3, 1, 4]])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
 def test_the_cache_changes_nothing(family, prompt) -> None:
     """Greedy text equals the likeliest next token of a fresh forward over everything so far."""
     words = tiny.vocabulary(40)

@@ -36,7 +36,7 @@ def nats(model, texts, procedure, context: int = T, starts=()) -> np.ndarray:
 
 
 @pytest.mark.parametrize("separate", [False, True], ids=["whole", "documents"])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 @pytest.mark.parametrize("procedure", [ChainRule(), LeftToRight(T)], ids=["ar", "l2r"])
 def test_exact_procedures_give_a_distribution_over_texts(procedure, length, family, separate) -> None:

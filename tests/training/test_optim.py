@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from crossover.registry import component_of
 from crossover.training import checkpoint
-from crossover.training.optim import Cosine, WarmupStableDecay
+from crossover.training.optim import AdamW, Cosine, Muon, WarmupStableDecay
 
 SCHEDULES = ["wsd(warmup_tokens=1000)", "cosine(warmup_tokens=1000)"]
 
@@ -132,3 +133,19 @@ def test_weight_decay_spares_the_norms(workshop):
         shop = workshop(training__optimizer=name)
         trained = sum(item.numel() for group in groups for item in group["params"])
         assert trained == sum(item.numel() for item in shop.model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=["adamw", "muon"])
+def test_weights_of_experts_decay_under_adamw(optimizer) -> None:
+    """Stacked, they have three dimensions, which Muon does not take; routers are matrices like others."""
+    words = tiny.vocabulary(9)
+    named = dict(tiny.model(words, 8, "qwen3_moe").inner.named_parameters())
+    where = {}
+    for made in optimizer.build(named.items()):
+        for group in made.param_groups:
+            where |= {id(parameter): (type(made).__name__, group["weight_decay"]) for parameter in group["params"]}
+    assert len(where) == len(named)
+    matrices = type(optimizer).__name__
+    for name, parameter in named.items():
+        wanted = ("AdamW", 0.0) if "norm" in name else ("AdamW", 0.1) if ".experts." in name else (matrices, 0.1)
+        assert where[id(parameter)] == (wanted if ".layers." in name or "norm" in name else ("AdamW", 0.1)), name

@@ -38,7 +38,11 @@ def export(
         temporary.mkdir(parents=True)
         tree = config.to_dict()
         tree.pop("_attn_implementation", None)
-        architecture = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}[config.model_type]
+        architecture = {
+            "llama": "LlamaForCausalLM",
+            "qwen3": "Qwen3ForCausalLM",
+            "qwen3_moe": "Qwen3MoeForCausalLM",
+        }[config.model_type]
         tree.update(architectures=[architecture], attention_dropout=0.0, dtype="float32", crossover=dict(facts))
         (temporary / "config.json").write_text(json.dumps(tree, indent=2, sort_keys=True), "utf-8")
         kept = {name: value.detach().cpu().contiguous() for name, value in weights.items()}

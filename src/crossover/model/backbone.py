@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
 
-from crossover.model import attention
+from crossover.model import attention, experts
 from crossover.model.layers import Pieces, can_drive
 from crossover.model.loss import nll_R, weighted_nll
-from crossover.model.shapes import Shape
+from crossover.model.routing import Reads, Routed, RouterLosses, Routing
+from crossover.model.shapes import SPARSE, Shape
 from crossover.records import Pattern, Vocabulary
 from crossover.streams import torch_seed
 
@@ -27,10 +28,17 @@ class Backbone(nn.Module):
     Args:
         inner: A transformers causal language model whose attention is `attention.NAME`.
         vocabulary: What the tokenizer says; the head computes its predictable ids only.
-        residual_dropout: Dropout at the output projections of attention and MLP.
+        residual_dropout: Dropout at the output projections of attention and MLP; of experts, at their sum.
+        router_losses: Factors on the auxiliary losses, which act in training only; None without experts.
     """
 
-    def __init__(self, inner: PreTrainedModel, vocabulary: Vocabulary, residual_dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        inner: PreTrainedModel,
+        vocabulary: Vocabulary,
+        residual_dropout: float = 0.0,
+        router_losses: RouterLosses | None = None,
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.vocabulary = vocabulary
@@ -38,8 +46,11 @@ class Backbone(nn.Module):
         self.residual_dropout = residual_dropout
         if residual_dropout > 0:
             for name, module in inner.named_modules():
-                if name.endswith((".self_attn.o_proj", ".mlp.down_proj")):
+                if name.endswith((".self_attn.o_proj", ".mlp.down_proj", ".mlp.experts")):
                     module.register_forward_hook(self._drop)
+        self.routing = None
+        if router_losses is not None:
+            self.routing = Routing(router_losses, self.shape.depth, self.shape.experts)
 
     def _drop(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         # Read anew at each pass: a controller may raise the rate as the text wears out.
@@ -59,6 +70,7 @@ class Backbone(nn.Module):
     def shape(self) -> Shape:
         """The size, as FLOPs are counted from it."""
         config = self.inner.config
+        sparse = config.model_type == SPARSE
         return Shape(
             family=config.model_type,
             vocabulary=config.vocab_size,
@@ -67,8 +79,11 @@ class Backbone(nn.Module):
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            mlp_width=config.intermediate_size,
+            mlp_width=0 if sparse else config.intermediate_size,
             tied=config.tie_word_embeddings,
+            experts=config.num_experts if sparse else 0,
+            experts_per_token=config.num_experts_per_tok if sparse else 0,
+            expert_width=config.moe_intermediate_size if sparse else 0,
         )
 
     def plan(
@@ -121,6 +136,11 @@ class Backbone(nn.Module):
         Returns:
             [R, D] final states.
         """
+        return self._run(inputs_BN, positions_BN, plan, reads_R)[0]
+
+    def _run(
+        self, inputs_BN: Tensor, positions_BN: Tensor, plan: attention.Plan, reads_R: Tensor | None
+    ) -> tuple[Tensor, tuple[Routed, ...]]:
         if self.pieces is not None:
             # Graphs are compiled for training; scoring would need others of its own.
             pieces = self.pieces if torch.is_grad_enabled() else Pieces()
@@ -132,7 +152,7 @@ class Backbone(nn.Module):
         states_MD = body(
             input_ids=inputs_BN, position_ids=positions_BN, attention_mask=no_mask, use_cache=False, plan=plan
         ).last_hidden_state.flatten(0, 1)
-        return states_MD if reads_R is None else states_MD.index_select(0, reads_R)
+        return (states_MD if reads_R is None else states_MD.index_select(0, reads_R)), ()
 
     @property
     def head_PD(self) -> Tensor:
@@ -160,8 +180,11 @@ class Backbone(nn.Module):
         targets_R: Tensor,
         weights_R: Tensor,
         data_tokens: float,
+        share: float = 1.0,
     ) -> Tensor:
         """Compute a micro-batch's part of the step's loss.
+
+        In training, its gradient is also that of the routers' auxiliary losses, if there are experts.
 
         Args:
             inputs_BN: Token ids.
@@ -171,12 +194,17 @@ class Backbone(nn.Module):
             targets_R: What each read state should predict.
             weights_R: Loss weights.
             data_tokens: Data tokens of the global step.
+            share: Part of them that this micro-batch stands for.
 
         Returns:
             Scalar loss, nats per data token of the step.
         """
-        states_RD = self.read_states(inputs_BN, positions_BN, plan, reads_R)
-        return weighted_nll(states_RD, self.head_PD, targets_R, weights_R, data_tokens)
+        states_RD, routed = self._run(inputs_BN, positions_BN, plan, reads_R)
+        loss = weighted_nll(states_RD, self.head_PD, targets_R, weights_R, data_tokens)
+        if self.routing is None or not self.training:
+            return loss
+        sequences, inputs = inputs_BN.shape
+        return self.routing(loss, routed, Reads(sequences, inputs, reads_R, weights_R), share)
 
     def nll(
         self, inputs_BN: Tensor, positions_BN: Tensor, plan: attention.Plan, reads_R: Tensor | None, targets_R: Tensor
@@ -209,13 +237,22 @@ def make_config(
         attention_dropout: Dropout of attention probabilities.
 
     Returns:
-        A `LlamaConfig` or `Qwen3Config`.
+        A `LlamaConfig`, `Qwen3Config` or `Qwen3MoeConfig`.
     """
-    family = {"llama": LlamaConfig, "qwen3": Qwen3Config}[shape.family]
+    sparse: dict[str, Any] = {}
+    if shape.experts:
+        sparse = {
+            "num_experts": shape.experts,
+            "num_experts_per_tok": shape.experts_per_token,
+            "moe_intermediate_size": shape.expert_width,
+            # As Qwen3-MoE was trained; a single choice would weigh 1 whatever the router says, and teach it nothing.
+            "norm_topk_prob": shape.experts_per_token > 1,
+        }
+    family = {"llama": LlamaConfig, "qwen3": Qwen3Config, SPARSE: Qwen3MoeConfig}[shape.family]
     return family(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
-        intermediate_size=shape.mlp_width,
+        intermediate_size=shape.mlp_width or shape.expert_width,
         num_hidden_layers=shape.depth,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
@@ -228,6 +265,7 @@ def make_config(
         eos_token_id=vocabulary.eos_id,
         pad_token_id=None,
         rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        **sparse,
     )
 
 
@@ -240,6 +278,7 @@ def build(
     rope_theta: float = 10_000.0,
     residual_dropout: float = 0.0,
     attention_dropout: float = 0.0,
+    router_losses: RouterLosses | None = None,
 ) -> Backbone:
     """Build a backbone with fresh weights.
 
@@ -251,6 +290,7 @@ def build(
         rope_theta: Base of the rotary positions.
         residual_dropout: Dropout at the two output projections of a layer.
         attention_dropout: Dropout of attention probabilities.
+        router_losses: Factors on the routers' auxiliary losses.
 
     Returns:
         The backbone on the CPU, float32.
@@ -258,20 +298,25 @@ def build(
     config = make_config(shape, vocabulary, context=context, rope_theta=rope_theta, attention_dropout=attention_dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "init"))
-        return wrap(config, vocabulary, residual_dropout)
+        return wrap(config, vocabulary, residual_dropout, router_losses)
 
 
-def wrap(config: Any, vocabulary: Vocabulary, residual_dropout: float = 0.0) -> Backbone:
+def wrap(
+    config: Any, vocabulary: Vocabulary, residual_dropout: float = 0.0, router_losses: RouterLosses | None = None
+) -> Backbone:
     """Build the transformers model of a configuration and wrap it.
 
     Args:
         config: A transformers configuration.
         vocabulary: What the tokenizer says.
         residual_dropout: Dropout at the two output projections of a layer.
+        router_losses: Factors on the routers' auxiliary losses.
 
     Returns:
         The backbone with the weights that torch's present random state gives.
     """
     attention.install()
-    inner = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
-    return Backbone(inner, vocabulary, residual_dropout)
+    experts.install()
+    options = {"experts_implementation": experts.NAME} if config.model_type == SPARSE else {}
+    inner = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME, **options)
+    return Backbone(inner, vocabulary, residual_dropout, router_losses)

@@ -11,18 +11,21 @@ from crossover.sections import ModelRecipe
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything that fixes the size of a dense backbone.
+    """Everything that fixes the size of a backbone.
 
     Args:
-        family: "llama" or "qwen3" (qk-norm).
+        family: "llama", "qwen3" (qk-norm) or "qwen3_moe" (qk-norm, experts in place of the MLP).
         vocabulary: Rows of the embedding.
         width: Residual width.
         depth: Decoder layers.
         heads: Query heads.
         kv_heads: Key and value heads.
         head_width: Width of one head.
-        mlp_width: Hidden width of the gated MLP.
+        mlp_width: Hidden width of the gated MLP; 0 where there are experts.
         tied: Whether the head shares the embedding.
+        experts: Experts of a layer, each a gated MLP; 0 for a dense backbone.
+        experts_per_token: How many of them a token goes through.
+        expert_width: Hidden width of one.
     """
 
     family: str
@@ -34,9 +37,13 @@ class Shape:
     head_width: int
     mlp_width: int
     tied: bool
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_width: int = 0
 
 
-# width, depth, heads, kv_heads, head_width, mlp_width, tied. The large ones follow published dense models' proportions.
+SPARSE = "qwen3_moe"
+# width, depth, heads, kv_heads, head_width, mlp_width, tied. The large ones follow published models' proportions.
 PRESETS: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "250k": (64, 4, 1, 1, 64, 192, True),
     "1m": (128, 4, 2, 2, 64, 352, True),
@@ -46,7 +53,12 @@ PRESETS: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "300m": (1024, 24, 16, 8, 64, 2816, True),
     "1b": (2048, 16, 32, 8, 64, 8192, True),
     "1.7b": (2048, 28, 16, 8, 128, 6144, True),
+    "sparse-1m": (128, 4, 2, 2, 64, 0, True),
+    "8b-a1b": (2048, 20, 32, 4, 128, 0, False),
 }
+# experts, experts_per_token, expert_width. "sparse-1m" has as many active parameters as "1m" has, and three times as
+# many in all; "8b-a1b" has the experts, heads and untied head of Qwen3-30B-A3B at a smaller depth and expert width.
+PRESET_EXPERTS: dict[str, tuple[int, int, int]] = {"sparse-1m": (8, 2, 176), "8b-a1b": (128, 8, 512)}
 
 
 @dataclass(frozen=True)
@@ -77,10 +89,11 @@ def shape_of(model: ModelRecipe, vocabulary: int) -> Shape:
         The complete shape.
 
     Raises:
-        RecipeError: The preset does not exist or the heads do not fit together.
+        RecipeError: The preset does not exist, the heads do not fit together, or a setting has no effect.
     """
     if model.preset not in PRESETS:
         raise RecipeError(f"model.preset: no preset called '{model.preset}'; {nearest(model.preset, PRESETS)}")
+    experts, experts_per_token, expert_width = _experts_of(model)
     width, depth, heads, kv_heads, head_width, mlp_width, tied = PRESETS[model.preset]
     heads = model.heads or heads
     shape = Shape(
@@ -91,8 +104,11 @@ def shape_of(model: ModelRecipe, vocabulary: int) -> Shape:
         heads=heads,
         kv_heads=model.kv_heads or (heads if model.heads else kv_heads),
         head_width=model.head_width or head_width,
-        mlp_width=model.mlp_width or mlp_width,
+        mlp_width=0 if experts else model.mlp_width or mlp_width,
         tied=tied if model.tied is None else model.tied,
+        experts=experts,
+        experts_per_token=experts_per_token,
+        expert_width=expert_width,
     )
     if shape.heads % shape.kv_heads:
         raise RecipeError(f"model.kv_heads: {shape.kv_heads} does not divide model.heads {shape.heads}")
@@ -106,10 +122,62 @@ def shape_of(model: ModelRecipe, vocabulary: int) -> Shape:
     return shape
 
 
+def _experts_of(model: ModelRecipe) -> tuple[int, int, int]:
+    """Fill the experts from the preset; refuse what only the other kind of backbone has."""
+    given = {name: getattr(model, name) for name in ("experts", "experts_per_token", "expert_width")}
+    if model.family != SPARSE:
+        if model.preset in PRESET_EXPERTS:
+            raise RecipeError(
+                f"model.family: '{model.family}' has no experts, and preset '{model.preset}' is made of them; "
+                f"set model.family to {SPARSE}, or choose a dense preset"
+            )
+        losses = {name: getattr(model, name) for name in ("balance_coefficient", "router_z_coefficient")}
+        for name, value in {**given, **losses}.items():
+            if value is not None:
+                raise RecipeError(
+                    f"model.{name}: {value:g} has no effect on family '{model.family}', which has no experts; "
+                    f"leave it out, or set model.family to {SPARSE}"
+                )
+        return 0, 0, 0
+    if model.mlp_width is not None:
+        raise RecipeError(
+            f"model.mlp_width: {model.mlp_width} has no effect on family '{SPARSE}'; set model.expert_width"
+        )
+    known = PRESET_EXPERTS.get(model.preset, (0, 0, 0))
+    experts, per_token, width = (value or other for value, other in zip(given.values(), known, strict=True))
+    if missing := [name for name, value in zip(given, (experts, per_token, width), strict=True) if not value]:
+        raise RecipeError(
+            f"model.{missing[0]}: preset '{model.preset}' has no experts; give {', '.join(missing)}, "
+            f"or choose one of {', '.join(PRESET_EXPERTS)}"
+        )
+    if per_token >= experts:
+        raise RecipeError(
+            f"model.experts_per_token: {per_token} must be below model.experts {experts}, or there is nothing to choose"
+        )
+    if width % 8:
+        raise RecipeError(
+            f"model.expert_width: {width} must be a multiple of 8, or a GPU cannot multiply by all experts at once; "
+            f"try {max(1, round(width / 8)) * 8}"
+        )
+    return experts, per_token, width
+
+
 def layer_matrix_parameters(shape: Shape) -> int:
-    """Count the weights of one layer that take part in matrix products."""
+    """Count the weights of one layer that take part in matrix products, those of all experts included."""
+    return _active_matrix_parameters(shape) + _idle_parameters(shape)
+
+
+def _active_matrix_parameters(shape: Shape) -> int:
+    """Count those that one token meets: of the experts, the ones that it is sent to."""
     queries = 2 * shape.width * shape.heads * shape.head_width
-    return queries + _key_value_parameters(shape) + 3 * shape.width * shape.mlp_width
+    router = shape.width * shape.experts
+    mlp = shape.mlp_width + shape.experts_per_token * shape.expert_width
+    return queries + _key_value_parameters(shape) + router + 3 * shape.width * mlp
+
+
+def _idle_parameters(shape: Shape) -> int:
+    """Count the weights of the experts of one layer that a token is not sent to."""
+    return 3 * shape.width * (shape.experts - shape.experts_per_token) * shape.expert_width
 
 
 def _key_value_parameters(shape: Shape) -> int:
@@ -125,9 +193,21 @@ def parameters(shape: Shape) -> int:
     Returns:
         The number that `sum(p.numel() for p in model.parameters())` gives.
     """
-    norms = 2 * shape.width + (2 * shape.head_width if shape.family == "qwen3" else 0)
+    norms = 2 * shape.width + (2 * shape.head_width if shape.family in ("qwen3", SPARSE) else 0)
     embeddings = shape.vocabulary * shape.width * (1 if shape.tied else 2)
     return shape.depth * (layer_matrix_parameters(shape) + norms) + shape.width + embeddings
+
+
+def active_parameters(shape: Shape) -> int:
+    """Count the parameters that one token meets: all but those of the experts that it is not sent to.
+
+    Args:
+        shape: The backbone.
+
+    Returns:
+        The N of 6 N D; `parameters(shape)` for a dense backbone.
+    """
+    return parameters(shape) - shape.depth * _idle_parameters(shape)
 
 
 def body_parameters(shape: Shape) -> int:
@@ -139,7 +219,8 @@ def forward_flops(shape: Shape, work: Workload, *, head_rows: int | None = None)
     """Count the useful FLOPs of one forward pass over one sequence.
 
     A multiply and an add are two FLOPs; matrix products only; attention counts live entries only. The head counts only
-    states that are read, and so does the last layer, whose other states are needed as keys and values alone.
+    states that are read, and so does the last layer, whose other states are needed as keys and values alone. Of
+    experts, the router and those that a token is sent to count.
 
     Args:
         shape: The backbone.
@@ -150,7 +231,7 @@ def forward_flops(shape: Shape, work: Workload, *, head_rows: int | None = None)
         FLOPs.
     """
     attended = work.entries * work.reads / work.inputs if work.read_entries is None else work.read_entries
-    each, key_value = layer_matrix_parameters(shape), _key_value_parameters(shape)
+    each, key_value = _active_matrix_parameters(shape), _key_value_parameters(shape)
     attention = 4 * shape.heads * shape.head_width
     layers = (shape.depth - 1) * (2 * each * work.inputs + attention * work.entries)
     last = 2 * key_value * work.inputs + 2 * (each - key_value) * work.reads + attention * attended
@@ -195,5 +276,8 @@ def _block_causal_entries(inputs: int, block: int) -> int:
 
 
 def memory_bytes(shape: Shape, *, optimizer_states: int = 2, ema: bool = False) -> int:
-    """Estimate the bytes of weights, gradients, optimizer states and averaged weights in float32."""
+    """Estimate the bytes of weights, gradients, optimizer states and averaged weights in float32.
+
+    All experts count, whether a token is sent to them or not.
+    """
     return 4 * parameters(shape) * (2 + optimizer_states + int(ema))

@@ -14,7 +14,8 @@ from crossover.data.shards import PreparedText
 from crossover.errors import RecipeError
 from crossover.model.attention import choose_back_end
 from crossover.model.backbone import Backbone, build
-from crossover.model.shapes import Shape, parameters, shape_of, training_flops
+from crossover.model.routing import losses_of
+from crossover.model.shapes import Shape, active_parameters, parameters, shape_of, training_flops
 from crossover.recipe import Recipe
 from crossover.registry import component_of
 from crossover.scoring.cost import modes_of
@@ -96,6 +97,7 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
         rope_theta=recipe.model.rope_theta,
         residual_dropout=recipe.model.residual_dropout,
         attention_dropout=recipe.model.attention_dropout,
+        router_losses=losses_of(recipe.model),
     ).to(choices.device)
     if recipe.training.activation_checkpointing:
         if model.pieces is None:
@@ -103,7 +105,9 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
         model.pieces = replace(model.pieces, checkpointed=True)
     stepper = _stepper(recipe, text, model, objectives, choices)
     budget = Budget(**recorded["budget"]) if recorded else _budget(recipe, stepper, prices)
-    _refuse_unreachable(recipe, budget, min(prices.values()), len(stepper.loader.tokens_U))
+    if not (recorded and recorded.get("branch")):
+        # A branch may be too short for a change that its trunk reaches.
+        _refuse_unreachable(recipe, budget, min(prices.values()), len(stepper.loader.tokens_U))
     modes = modes_of(tuple(objectives), recipe.data.context)
     evaluator = Evaluator(recipe, text, shape, modes, choices.precision)
     evaluator.check()
@@ -168,6 +172,7 @@ def _stepper(
         micro_batch_slices=mix.micro_batch_slices,
         clip_norm=training.clip_norm,
         precision=choices.precision,
+        parameter_noise=recipe.model.parameter_noise,
     )
 
 
@@ -217,6 +222,7 @@ def manifest_of(workshop: Workshop, facts: Mapping[str, Any]) -> dict[str, Any]:
         "data_order": workshop.stepper.loader.data_order_hash(),
         "tokenizer_hash": text.tokenizer.hash,
         "parameters": parameters(workshop.shape),
+        "active_parameters": active_parameters(workshop.shape),
         "flops_per_token": dict(workshop.gear_prices),
         "vocabulary": {"size": text.vocabulary.size, "predictable": text.vocabulary.predictable},
         "budget": {"currency": budget.currency, "amount": budget.amount, "stated": dict(budget.stated)},

@@ -73,7 +73,7 @@ class AdamW:
 @register("optimizer", "muon")
 @dataclass(frozen=True)
 class Muon:
-    """torch's Muon for the matrices of the layers, AdamW for embeddings, head and norms.
+    """torch's Muon for the matrices of the layers, AdamW for embeddings, head, norms and the weights of experts.
 
     Args:
         learning_rate: Peak learning rate of both (Muon's is scaled to AdamW's update size).
@@ -104,8 +104,9 @@ class Muon:
 
         inside, outside, flat = [], [], []
         for name, parameter in named:
-            matrix = parameter.ndim == 2
-            (flat if not matrix else inside if ".layers." in name else outside).append(parameter)
+            # The weights of all experts of a layer are one tensor of three dimensions, which Muon does not take.
+            muons = parameter.ndim == 2 and ".layers." in name
+            (inside if muons else outside if parameter.ndim >= 2 else flat).append(parameter)
         muon = torch.optim.Muon(
             inside,
             lr=self.learning_rate,
@@ -136,6 +137,11 @@ class LearningRate(Protocol):
         """Fraction of the budget from which the mix is frozen."""
         ...
 
+    @property
+    def horizon_free(self) -> bool:
+        """Whether the factor before `decay_from` is the same whatever the budget."""
+        ...
+
     def factor(self, data_tokens: int, fraction: float) -> float:
         """Give the factor after `data_tokens` tokens and a `fraction` of the budget."""
         ...
@@ -155,6 +161,7 @@ class WarmupStableDecay:
     warmup_tokens: Count = 100_000
     decay_fraction: Fraction = 0.3
     final: Fraction = 0.0
+    horizon_free = True
 
     @property
     def decay_from(self) -> float:
@@ -180,6 +187,7 @@ class Cosine:
 
     warmup_tokens: Count = 100_000
     final: Fraction = 0.1
+    horizon_free = False
 
     @property
     def decay_from(self) -> float:

@@ -13,7 +13,7 @@ from crossover.control.signals.fold import Fold, fold_of
 from crossover.control.signals.scene import Scene
 from crossover.data.shards import PreparedText
 from crossover.errors import RunError
-from crossover.model.shapes import parameters
+from crossover.model.shapes import active_parameters
 from crossover.records import Decision, Mix, Progress
 from crossover.training import checkpoint
 from crossover.training.build import Workshop
@@ -162,7 +162,7 @@ def probe(run: Run, wheel: Wheel, kinds: tuple[str, ...]) -> None:
     credit = wheel.share * (state.flops - state.probe_flops) - state.probe_flops
     now = {"step": state.step, "data_tokens": state.data_tokens, "mix": state.mix}
     rows, turn, flops = wheel.prober.take(state.probe_turn, credit, now)
-    per_flop = 6.0 * parameters(run.workshop.shape) / run.workshop.price(state.mix)
+    per_flop = 6.0 * active_parameters(run.workshop.shape) / run.workshop.price(state.mix)
     run.state = replace(
         state,
         flops=state.flops + flops,
@@ -179,7 +179,8 @@ def measures(run: Run, wheel: Wheel) -> bool:
     """Whether the next step's micro-batches should be compared: a few times an epoch, where a signal reads it."""
     # Probes look at the model without dropout; a step with dropout would measure another noise.
     model = run.workshop.recipe.model
-    if wheel.prober is None or "gradient" not in wheel.kinds or model.residual_dropout or model.attention_dropout:
+    noisy = model.residual_dropout or model.attention_dropout or model.parameter_noise
+    if wheel.prober is None or "gradient" not in wheel.kinds or noisy:
         return False
     state, every = run.state, max(1, run.workshop.train_tokens // SPREADS_PER_EPOCH)
     return state.data_tokens // every != (state.data_tokens + run.workshop.recipe.training.batch_tokens) // every

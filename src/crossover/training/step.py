@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crossover.data.loader import Loader
 from crossover.model.backbone import Backbone
+from crossover.model.noise import perturbed
 from crossover.objectives.mixing import join, micro_batches
 from crossover.records import Example, Vocabulary
 from crossover.streams import stream, torch_seed
@@ -32,6 +33,7 @@ class StepResult:
         finite: Whether loss and gradient were finite; if not, nothing was updated.
         parts: For objectives with two micro-batches or more, when asked for: slices of each and the squared norms of
             their gradients [M], each as the gradient of its own mean loss, then that of their mean [1].
+        routing: What routers did, see `crossover.model.routing.Routing.take`; None without experts.
     """
 
     losses: Mapping[str, Tensor]
@@ -39,6 +41,7 @@ class StepResult:
     gradient_norm: Tensor
     finite: Tensor
     parts: Mapping[str, tuple[int, Tensor]] = field(default_factory=dict)
+    routing: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Stepper:
         micro_batch_slices: Slices that run together, at most.
         clip_norm: Largest gradient norm.
         precision: "float32" or "bfloat16" compute.
+        parameter_noise: Relative standard deviation of noise on the layers' weights, see `crossover.model.noise`.
     """
 
     model: Backbone
@@ -68,6 +72,7 @@ class Stepper:
     micro_batch_slices: int
     clip_norm: float
     precision: str
+    parameter_noise: float = 0.0
 
     def example(self, step: int, kind: str, slices: tuple[int, ...]) -> Example:
         """Make the example of a micro-batch: a function of (seed, step, global slice) and nothing else.
@@ -80,14 +85,14 @@ class Stepper:
         Returns:
             The example.
         """
-        return join(
-            [
-                self.objectives[kind].corrupt(
-                    self.loader.batch(step, index), stream(self.seed, "mask", step, index), self.vocabulary
-                )
-                for index in slices
-            ]
-        )
+        return join([self._corrupted(step, self.objectives[kind], index) for index in slices])
+
+    def _corrupted(self, step: int, objective: Any, index: int) -> Example:
+        tokens_BT, rng = self.loader.batch(step, index), stream(self.seed, "mask", step, index)
+        if getattr(objective, "needs_places", False):
+            places_BT = self.loader.batch_indices(step, index)
+            return objective.corrupt_at(tokens_BT, places_BT, rng, self.vocabulary)
+        return objective.corrupt(tokens_BT, rng, self.vocabulary)
 
     def run(
         self, step: int, kinds: tuple[str, ...], learning_rate_factor: float, *, measure: bool = False
@@ -107,20 +112,25 @@ class Stepper:
         step_tokens = float(slice_tokens * len(kinds))
         sums: dict[str, Tensor] = {}
         spread = Spread(self.model, kinds) if measure else None
-        for kind, slices in micro_batches(kinds, self.micro_batch_slices):
-            torch.manual_seed(torch_seed(self.seed, "dropout", step, slices[0]))
-            loss = self.loss(self.example(step, kind, slices), step_tokens)
-            loss.backward()
-            if spread is not None:
-                spread.note(kind, len(slices))
-            sums[kind] = sums[kind] + loss.detach() if kind in sums else loss.detach()
+        routing = self.model.routing
+        if routing is not None:
+            routing.forget()
+        with perturbed(self.model.inner, self.parameter_noise, self.seed, step):
+            for kind, slices in micro_batches(kinds, self.micro_batch_slices):
+                torch.manual_seed(torch_seed(self.seed, "dropout", step, slices[0]))
+                loss = self.loss(self.example(step, kind, slices), step_tokens)
+                loss.backward()
+                if spread is not None:
+                    spread.note(kind, len(slices))
+                sums[kind] = sums[kind] + loss.detach() if kind in sums else loss.detach()
         total = torch.stack(list(sums.values())).sum()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
         finite = torch.isfinite(total) & torch.isfinite(norm)
         self._update(finite, learning_rate_factor)
         share = {kind: kinds.count(kind) / len(kinds) for kind in sums}
         parts = spread.parts() if spread is not None else {}
-        return StepResult({kind: value / share[kind] for kind, value in sums.items()}, total, norm, finite, parts)
+        losses = {kind: value / share[kind] for kind, value in sums.items()}
+        return StepResult(losses, total, norm, finite, parts, None if routing is None else routing.take())
 
     def loss(self, example: Example, step_tokens: float) -> Tensor:
         """Compute a micro-batch's part of the step's loss.
@@ -152,6 +162,7 @@ class Stepper:
                 place(example.targets_R),
                 place(example.weights_R),
                 step_tokens,
+                example.data_tokens / step_tokens,
             )
 
     def _update(self, finite: Tensor, factor: float) -> None:
