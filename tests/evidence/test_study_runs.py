@@ -64,7 +64,7 @@ def setting(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         study_module,
         "train_command",
-        lambda recipe, folder, trust: (sys.executable, str(script), str(recipe), "--run-dir", str(folder)),
+        lambda recipe, folder, *options, trust: (sys.executable, str(script), str(recipe), "--run-dir", str(folder)),
     )
     note = f"open({paths['notes']!r}, 'a').write('prepare -\\n')"
     monkeypatch.setattr(study_module, "prepare_command", lambda recipe, trust: (sys.executable, "-c", note))

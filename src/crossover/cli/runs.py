@@ -36,24 +36,39 @@ def train_command(
     recipe: RecipePath,
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="The run's folder; runs/<name> by default.")] = None,
+    fork_for: Annotated[
+        list[float] | None,
+        typer.Option(help="A smaller budget whose run may later begin at this one's (again for each).", min=0),
+    ] = None,
+    branch_of: Annotated[
+        Path | None,
+        typer.Option(help="A run of a larger budget that kept a fork for this one: only the decay is left to do."),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Train one run; the same command after an interruption goes on where it stopped."""
     from crossover.evidence.run import RunFolder, read_status
+    from crossover.evidence.sinks.tee import Tee, require_sinks
     from crossover.recipe import load, to_tree
 
     resolved = load(recipe, overrides or [], trust=trust)
+    require_sinks(resolved.sinks)
     folder = run_dir or Path("runs") / resolved.name
     _give_way(folder)
     with RunFolder(folder).create(to_tree(resolved)) as recorder:
         if (folder / "scores" / "summary.json").exists():
             say(f"{folder}: this run is finished; use another --run-dir or name= to train again")
             return
+        if branch_of is not None:
+            from crossover.evidence.branches import begin_branch
+
+            say(begin_branch(folder, branch_of))
         text = _prepare(resolved, say)
         # Not before the text is known to be good: importing torch takes seconds.
         from crossover.training.train import train
 
-        train(resolved, text, folder, recorder, _recorded(folder), say)
+        with Tee(recorder, folder, to_tree(resolved), resolved.sinks, say) as told:
+            train(resolved, text, folder, told, _recorded(folder), say, fork_for or ())
     say(f"{folder}: {read_status(folder)['state']}; scores in {folder / 'scores'}, the model in {folder / 'model'}")
 
 

@@ -84,7 +84,7 @@ def read_settings(sources: Sequence[str | Path]) -> tuple[Setting, ...]:
     single = [source for source in read if len(source.arms) == 1]
     if runs:
         together = Path(os.path.commonpath([path.absolute().parent for path in runs]))
-        single.append(_of_view(_view_of_runs(together, [path.absolute() for path in runs]), ", ".join(map(str, runs))))
+        single.append(_of_view(view_of_runs(together, [path.absolute() for path in runs]), ", ".join(map(str, runs))))
     if single:
         joined = _joined(single)
         if len(joined.arms) < 2:
@@ -111,7 +111,7 @@ def _read(path: Path) -> _Source:
         raise RunError(f"{path}: holds studies, not runs; name the ones to read, such as {studies[0]}")
     if not paths:
         raise RunError(f"{path}: holds no run (a folder with recipe.yaml), is no study and no CSV file")
-    return _of_view(_view_of_runs(path, paths), str(path))
+    return _of_view(view_of_runs(path, paths), str(path))
 
 
 def _of_view(view: View, name: str) -> _Source:
@@ -120,13 +120,21 @@ def _of_view(view: View, name: str) -> _Source:
         raise RunError(f"{name}: nothing has been measured in it yet; let the runs go on")
     curves = {arm.arm: tuple(sorted(arm.curves[arm.headline], key=lambda one: one.seed)) for arm in found}
     plain = [arm for arm, runs in view.arms.items() if runs and is_autoregressive(runs[0].recipe) and arm in curves]
-    notes = [f"{run}: {why}; its curve ends early" for run, why in view.missing.items() if why != "not begun"]
+    notes = [] if not view.budgets else [_decayed_note(view, all(arm.trunks for arm in found))]
+    trunks = {run: why for run, why in view.missing.items() if "/budget-" not in run}
+    notes += [f"{run}: {why}; its curve ends early" for run, why in trunks.items() if why != "not begun"]
     notes += [f"{arm} is read by {one[0].procedure}, an upper bound of its loss: it may cross earlier than shown"
               for arm, one in curves.items() if not one[0].exact]  # fmt: skip
     return _Source(name, curves, (), tuple(plain), tuple(notes))
 
 
-def _view_of_runs(folder: Path, paths: Sequence[Path]) -> View:
+def _decayed_note(view: View, is_decayed: bool) -> str:
+    if is_decayed:
+        return f"points are the ends of runs of {len(view.budgets) + 1} budgets, their learning rates decayed"
+    return "not every arm has its decayed points yet: points are those on the way, at a learning rate not yet decayed"
+
+
+def view_of_runs(folder: Path, paths: Sequence[Path]) -> View:
     """Group runs into arms: those whose recipes differ in nothing but seed and name."""
     groups: dict[str, list[RunRecord]] = {}
     for path in paths:

@@ -14,9 +14,10 @@ import yaml
 from crossover.errors import RecipeError, nearest
 from crossover.evidence.tune import Tune
 from crossover.recipe import resolve, to_tree, trust_imports
-from crossover.trees import apply, read_tree
+from crossover.sections import budget_label
+from crossover.trees import apply, read_tree, without_views
 
-KEYS = ("name", "recipe", "vary", "arms", "seeds", "budget", "set", "tunable", "tune", "jobs")
+KEYS = ("name", "recipe", "vary", "arms", "seeds", "budget", "budgets", "set", "tunable", "tune", "jobs")
 TUNE_KEYS = ("trials", "seed", "grid", "budget")
 # Folder names inside a study that no arm may take.
 TAKEN = ("tune", "report", "recipes", "logs")
@@ -34,6 +35,7 @@ class Study:
         settings: What an arm sets besides, by arm; tunable keys only.
         seeds: Seeds; every arm runs each.
         budget: The budget of every run, in one currency.
+        budgets: Smaller budgets in the same currency, rising, at which every arm is measured too.
         tunable: Keys in which arms may differ because they were tuned.
         tune: How every arm is tuned, or None.
         jobs: Worker processes.
@@ -47,6 +49,7 @@ class Study:
     settings: Mapping[str, Mapping[str, Any]]
     seeds: tuple[int, ...]
     budget: Mapping[str, Any]
+    budgets: tuple[float, ...]
     tunable: tuple[str, ...]
     tune: Tune | None
     jobs: int
@@ -81,6 +84,11 @@ class Study:
             resolved["training"]["threads"] = threads
         return resolved
 
+    @property
+    def sinks(self) -> tuple[Any, ...]:
+        """What shows the runs besides their folders; the same for all arms."""
+        return resolve({"sinks": self.base.get("sinks", ())}, origin=self.origin).sinks
+
     def definition(self, threads: int) -> dict[str, Any]:
         """Write all that makes this study this study, as a plain mapping (jobs apart: they change nothing)."""
         tune = self.tune
@@ -90,6 +98,8 @@ class Study:
             "arms": {arm: {"value": value, "set": dict(self.settings[arm])} for arm, value in self.arms.items()},
             "seeds": list(self.seeds),
             "budget": dict(self.budget),
+            # Not in folders of studies that have one budget only.
+            **({"budgets": list(self.budgets)} if self.budgets else {}),
             "tunable": list(self.tunable),
             "tune": tune
             and {
@@ -99,7 +109,7 @@ class Study:
                 "budget": dict(tune.budget or self.budget),
             },
             "threads": threads,
-            "base": dict(self.base),
+            "base": without_views(self.base),
         }
 
 
@@ -158,13 +168,15 @@ def _study(reader: _Reader, base: Mapping[str, Any]) -> Study:
     if type(jobs) is not int or jobs < 1:
         raise reader.error("jobs", f"expected a whole number of worker processes, not {jobs!r}")
     tune = _tune(reader)
+    budget = _budget(reader, "budget", tree.get("budget"))
     return Study(
         name=reader.text("name", Path(reader.origin).stem),
         vary=vary,
         arms=arms,
         settings=settings,
         seeds=tuple(seeds),
-        budget=_budget(reader, "budget", tree.get("budget")),
+        budget=budget,
+        budgets=_budgets(reader, budget),
         tunable=tuple(dict.fromkeys([*tunable, *(tune.grid if tune else ())])),
         tune=tune,
         jobs=jobs,
@@ -251,6 +263,23 @@ def _budget(reader: _Reader, key: str, value: Any) -> dict[str, Any]:
     if len(budget) != 1:
         raise reader.error(key, f"give exactly one of {', '.join(CURRENCIES)}, such as {{flops: 2e12}}")
     return {name: number(amount) for name, amount in budget.items()}
+
+
+def _budgets(reader: _Reader, budget: Mapping[str, Any]) -> tuple[float, ...]:
+    given = reader.tree.get("budgets") or []
+    (currency, largest), *_ = budget.items()
+    amounts = [number(amount) for amount in given] if isinstance(given, list) else []
+    wrong = [item for item in amounts if not isinstance(item, int | float) or not 0 < item < float(largest)]
+    if wrong or not isinstance(given, list):
+        raise reader.error(
+            "budgets", f"expected a list of {currency} between 0 and the budget's {largest}, not {given!r}"
+        )
+    if amounts and currency == "minutes":
+        raise reader.error("budgets", "minutes are converted run by run; give budget and budgets in flops or tokens")
+    labels = [budget_label(float(amount)) for amount in amounts]
+    if len({*labels, budget_label(float(largest))}) <= len(labels):
+        raise reader.error("budgets", f"a budget stands twice in {given!r}, or is the study's own")
+    return tuple(sorted(float(amount) for amount in amounts))
 
 
 def _tune(reader: _Reader) -> Tune | None:

@@ -25,7 +25,7 @@ from crossover.evidence.files import (
     write_text,
 )
 from crossover.evidence.lock import is_locked, take_lock
-from crossover.trees import differences
+from crossover.trees import differences, without_views
 
 STREAMS = ("steps", "evals", "signals", "decisions")
 STATES = ("running", "finished", "failed", "interrupted")
@@ -99,7 +99,7 @@ class RunFolder:
         return self
 
     def _refuse_other(self, recipe: Mapping[str, Any]) -> None:
-        changed = differences(read_recipe(self.path), recipe)
+        changed = differences(without_views(read_recipe(self.path)), without_views(recipe))
         if changed:
             lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items()]
             raise RunError(
@@ -127,6 +127,7 @@ class RunFolder:
                         f"cannot go on. Restore the data (or the version of the program), or name another folder"
                     )
             now["resumed"] = list(before.get("resumed", ()))
+            now |= {"branch": before["branch"]} if "branch" in before else {}
             drift = differences({"versions": before.get("versions", {})}, {"versions": now.get("versions", {})})
             if drift:
                 now["resumed"].append({"versions": now.get("versions"), "machine": now.get("machine")})

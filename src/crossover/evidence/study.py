@@ -13,13 +13,17 @@ from typing import Any
 import yaml
 
 from crossover.errors import CrossoverError, RunError
+from crossover.evidence.adoption import adopt_trials
+from crossover.evidence.branches import Branch, branches_of, is_horizon_free
 from crossover.evidence.definition import Study, read_study
-from crossover.evidence.files import dumps, room_on_disk, write_text
+from crossover.evidence.files import dumps, write_text
 from crossover.evidence.grid import costs_of, dear_evaluations, longest_first, share_grid
 from crossover.evidence.overview import Overview
-from crossover.evidence.run import RunRecord, read_recipe, read_run, read_status
+from crossover.evidence.run import RunRecord, read_run, read_status
+from crossover.evidence.sinks.tee import require_sinks
 from crossover.evidence.tune import choose, draw_trials, read_chosen, write_chosen
 from crossover.evidence.workers import Job, cores, pack, run_jobs, share, tail
+from crossover.sections import budget_label
 from crossover.trees import differences
 
 Notify = Callable[[str], None]
@@ -77,6 +81,7 @@ def run_study(
         RunError: The folder belongs to another study, or the data cannot be prepared.
     """
     study = read_study(path, overrides, trust=trust)
+    require_sinks(study.sinks)
     jobs = jobs or study.jobs
     where = Path(folder) if folder is not None else Path("runs") / study.name
     runs = len(study.arms) * max(len(study.seeds), study.tune.trials if study.tune else 0)
@@ -84,7 +89,7 @@ def run_study(
     # For the report's "how to reproduce"; another spelling of the same study is not another study.
     write_text(where / "started.json", dumps({"study": str(path), "overrides": list(overrides)}) + "\n")
     runner = _Runner(study, where, jobs, threads, trust, notify)
-    ended = runner.tune() and runner.seeds()
+    ended = runner.tune() and runner.seeds() and runner.branches()
     if not ended:
         notify(f"Stopped. The same command goes on from here; what is done is kept in {where}.")
     finished, failed = runner.outcome()
@@ -131,10 +136,10 @@ def take_folder(study: Study, folder: Path, threads: int) -> int:
     return threads
 
 
-def train_command(recipe: Path, folder: Path, *, trust: bool) -> tuple[str, ...]:
+def train_command(recipe: Path, folder: Path, *options: str, trust: bool) -> tuple[str, ...]:
     """Give the command that trains one run."""
     trusted = ("--trust",) if trust else ()
-    return (sys.executable, "-m", "crossover", "train", str(recipe), "--run-dir", str(folder), *trusted)
+    return (sys.executable, "-m", "crossover", "train", str(recipe), "--run-dir", str(folder), *options, *trusted)
 
 
 def prepare_command(recipe: Path, *, trust: bool) -> tuple[str, ...]:
@@ -183,7 +188,33 @@ class _Runner:
 
     def seeds(self) -> bool:
         """Run every arm with every seed; False when stopped."""
-        return self._run("seeds", self.plan())
+        plan = self.plan()
+        forks = [text for amount in self.study.budgets for text in ("--fork-for", repr(amount))]
+        free = self._horizon_free(plan)
+        return self._run("seeds", plan, {name: forks for name in plan if free[name.split("/")[0]]})
+
+    def branches(self) -> bool:
+        """Run every arm with every seed at the smaller budgets too; False when stopped."""
+        plan = self.plan()
+        free = {arm: found for arm, found in self._horizon_free(plan).items() if self._arm_finished(arm)}
+        found = branches_of(free, self.study.seeds, self.study.budgets)
+        shorter = {branch.name: self._shorter(plan[f"{branch.arm}/seed-{branch.seed}"], branch) for branch in found}
+        begun = {branch.name: ["--branch-of", str(self.folder / branch.trunk)] for branch in found if branch.trunk}
+        if not self._run("seeds", shorter, begun):
+            return False
+        for branch in found:
+            if branch.trunk and self._finished(branch.name):
+                # Its fork is of no further use, and as large as a checkpoint.
+                shutil.rmtree(self.folder / branch.trunk / "forks" / budget_label(branch.amount), ignore_errors=True)
+        return True
+
+    def _horizon_free(self, plan: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+        first = f"/seed-{self.study.seeds[0]}"
+        return {name.removesuffix(first): is_horizon_free(plan[name], name) for name in plan if name.endswith(first)}
+
+    def _shorter(self, recipe: Mapping[str, Any], branch: Branch) -> dict[str, Any]:
+        budget = {**recipe["budget"], next(iter(self.study.budget)): branch.amount}
+        return {**recipe, "name": f"{recipe['name']}-at-{budget_label(branch.amount)}", "budget": budget}
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """Resolve the recipe of every run whose settings are known (an arm that could not be tuned has none)."""
@@ -198,8 +229,10 @@ class _Runner:
             for seed in self.study.seeds
         }  # fmt: skip
 
-    def _run(self, phase: str, plan: Mapping[str, dict[str, Any]]) -> bool:
-        """Run the runs of a plan that are not finished; False when stopped."""
+    def _run(
+        self, phase: str, plan: Mapping[str, dict[str, Any]], options: Mapping[str, Sequence[str]] | None = None
+    ) -> bool:
+        """Run the runs of a plan that are not finished, each with its options; False when stopped."""
         if all(self._finished(name) for name in plan):
             return True
         trust = self.trust and bool(self.study.base.get("imports"))
@@ -210,34 +243,29 @@ class _Runner:
         share_grid(self.folder, phase, plan, costs)
         if told := dear_evaluations(plan, costs):
             self.notify(told)
+        options = options or {}
         if phase == "seeds":
-            self._adopt_trials(plan)
+            # A run that keeps forks is made, also where a trial was the same: the trial kept none.
+            adopt_trials(self.folder, {name: plan[name] for name in plan if not options.get(name)}, self.notify)
         todo = [name for name in plan if not self._finished(name)]
         if not todo:
             return True
-        jobs = [self._job(name, plan[name], trust) for name in longest_first(plan, costs) if name in todo]
+        order = [name for name in longest_first(plan, costs) if name in todo]
+        jobs = [self._job(name, plan[name], options.get(name, ()), trust) for name in order]
         workers, told = pack(self.jobs, len(jobs), max(job.threads for job in jobs))
         self.notify(told)
         with Overview(self.folder, list(plan), self.notify) as overview:
             fleet = run_jobs(jobs, workers=workers, watch=overview.watch, ended=overview.ended)
         return not fleet.interrupted
 
+    def _arm_finished(self, arm: str) -> bool:
+        return all(self._finished(f"{arm}/seed-{seed}") for seed in self.study.seeds)
+
     def _finished(self, name: str) -> bool:
         return read_status(self.folder / name)["state"] == "finished"
 
-    def _adopt_trials(self, plan: Mapping[str, dict[str, Any]]) -> None:
-        """Take over the chosen trial of an arm as the run of its seed: the same recipe gives the same run."""
-        for name, recipe in plan.items():
-            if (self.folder / name).exists():
-                continue
-            for trial in sorted((self.folder / "tune" / name.split("/")[0]).glob("trial-*")):
-                if read_status(trial)["state"] == "finished" and same_but_name(read_recipe(trial), recipe):
-                    copy_run(trial, self.folder / name, recipe)
-                    self.notify(f"{name}: is the run of {trial.relative_to(self.folder)}, which is not made again")
-                    break
-
-    def _job(self, name: str, recipe: Mapping[str, Any], trust: bool) -> Job:
-        command = train_command(self._write_recipe(name, recipe), self.folder / name, trust=trust)
+    def _job(self, name: str, recipe: Mapping[str, Any], options: Sequence[str], trust: bool) -> Job:
+        command = train_command(self._write_recipe(name, recipe), self.folder / name, *options, trust=trust)
         # The recipe's number is what the run computes with; its environment must not say another one.
         return Job(name, command, self.folder / name, self._log(name), recipe["training"]["threads"])
 
@@ -264,25 +292,11 @@ class _Runner:
 
     def outcome(self) -> tuple[tuple[str, ...], dict[str, str]]:
         """List the runs that are finished, and the end of the log of those that are not."""
-        names = [f"{arm}/seed-{seed}" for arm in self.study.arms for seed in self.study.seeds]
+        study = self.study
+        names = [f"{arm}/seed-{seed}" for arm in study.arms for seed in study.seeds]
+        names += [branch.name for branch in branches_of(dict.fromkeys(study.arms, True), study.seeds, study.budgets)]
         finished = tuple(name for name in names if read_status(self.folder / name)["state"] == "finished")
         return finished, {name: tail(self._log(name)) for name in names if name not in finished}
-
-
-def same_but_name(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Say whether two resolved recipes differ in nothing but the run's name."""
-    # Through YAML and back, so that tuples and lists do not count as a difference.
-    return not differences(one, {**yaml.safe_load(yaml.safe_dump(dict(other))), "name": one.get("name")})
-
-
-def copy_run(source: Path, target: Path, recipe: Mapping[str, Any]) -> None:
-    """Copy a finished run without its checkpoints, under another name; the copy appears whole or not at all."""
-    temporary = target.parent / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    with room_on_disk(target):
-        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("checkpoints", ".lock", "kept"))
-        write_text(temporary / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
-        temporary.rename(target)
 
 
 def try_read(folder: Path) -> RunRecord | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 import yaml
 
 from crossover.errors import RunError
+from crossover.evidence.branches import branches_of
 from crossover.evidence.curves import curve, headline_mode, procedures_of
 from crossover.evidence.files import read_json, read_rows
+from crossover.evidence.ladder import ladders
 from crossover.evidence.plots import ArmCurves, Handover
 from crossover.evidence.run import RunRecord, read_run
 from crossover.evidence.tune import read_chosen
@@ -35,6 +37,8 @@ class View:
         planned: How many runs there should be.
         tuning: What tuning chose, by arm.
         reproduce: Commands that make it again.
+        branches: Finished runs of smaller budgets of each arm; none where the study has one budget.
+        budgets: The smaller budgets.
     """
 
     folder: Path
@@ -46,10 +50,12 @@ class View:
     planned: int
     tuning: Mapping[str, Any]
     reproduce: tuple[str, ...]
+    branches: Mapping[str, tuple[RunRecord, ...]] = field(default_factory=dict)
+    budgets: tuple[float, ...] = ()
 
     @property
     def runs(self) -> list[RunRecord]:
-        """All runs that have begun."""
+        """All runs of the study's own budget that have begun."""
         return [run for runs in self.arms.values() for run in runs]
 
 
@@ -87,7 +93,8 @@ def _study_view(folder: Path) -> View:
     try:
         definition = yaml.safe_load((folder / "study.yaml").read_text("utf-8"))
         names, seeds = list(definition["arms"]), list(definition["seeds"])
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        budgets = [float(amount) for amount in definition.get("budgets") or ()]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder / 'study.yaml'}: is not what a study leaves ({error}); restore it") from None
     tuning = read_chosen(folder)
     arms: dict[str, tuple[RunRecord, ...]] = {}
@@ -105,6 +112,7 @@ def _study_view(folder: Path) -> View:
             if not run.finished:
                 missing[name] = _why(run)
         arms[arm] = tuple(runs)
+    branches = _branches(folder, names, seeds, budgets, missing)
     return View(
         folder=folder,
         name=str(definition.get("name", folder.name)),
@@ -112,10 +120,27 @@ def _study_view(folder: Path) -> View:
         tunable=tuple(definition.get("tunable") or ()),
         arms=arms,
         missing=missing,
-        planned=len(names) * len(seeds),
+        planned=len(names) * len(seeds) * (1 + len(budgets)),
         tuning=tuning,
         reproduce=_commands(folder),
+        branches=branches,
+        budgets=tuple(budgets),
     )
+
+
+def _branches(
+    folder: Path, arms: Sequence[str], seeds: Sequence[int], budgets: Sequence[float], missing: dict[str, str]
+) -> dict[str, tuple[RunRecord, ...]]:
+    """Read the runs of the smaller budgets that are finished; those that are not are told of."""
+    found: dict[str, list[RunRecord]] = {arm: [] for arm in arms} if budgets else {}
+    for branch in branches_of(dict.fromkeys(arms, True), seeds, budgets):
+        begun = (folder / branch.name / "recipe.yaml").exists()
+        run = read_run(folder / branch.name) if begun else None
+        if run is not None and run.finished:
+            found[branch.arm].append(run)
+        else:
+            missing[branch.name] = "not begun" if run is None else _why(run)
+    return {arm: tuple(runs) for arm, runs in found.items()}
 
 
 def _commands(folder: Path) -> tuple[str, ...]:
@@ -134,7 +159,38 @@ def _why(run: RunRecord) -> str:
 
 
 def arm_curves(view: View) -> list[ArmCurves]:
-    """Read the curves of every arm that has been measured, in the order of the study."""
+    """Read the curves of every arm that has been measured, in the order of the study.
+
+    Where every arm has been measured at several budgets, each seed of it, the curves are those of the decayed points;
+    else they are what the runs measured on their way, at a learning rate that had not decayed yet.
+
+    Args:
+        view: The runs.
+
+    Returns:
+        Their curves.
+
+    Raises:
+        RunError: Documents changed between two evaluations.
+    """
+    found = _run_curves(view)
+    decayed = {arm.arm: {mode: ladders(arm.arm, view.arms[arm.arm], view.branches.get(arm.arm, ()), mode)
+                         for mode in arm.curves} for arm in found}  # fmt: skip
+    whole = all(
+        all(len(one.flops_E) == len(view.budgets) + 1 for one in made[arm.headline])
+        and len(made[arm.headline]) == len(arm.curves[arm.headline])
+        for arm in found
+        for made in (decayed[arm.arm],)
+    )
+    if not view.budgets or not whole:
+        return found
+    return [
+        replace(arm, curves={mode: curves for mode, curves in decayed[arm.arm].items() if curves}, trunks=arm.curves)
+        for arm in found
+    ]
+
+
+def _run_curves(view: View) -> list[ArmCurves]:
     found = []
     for arm, runs in view.arms.items():
         measured = [run for run in runs if run.evals]

@@ -19,7 +19,7 @@ from crossover.training.compilation import WarmUp
 from crossover.training.probes.prober import Prober
 from crossover.training.state import State
 from crossover.training.step import StepResult
-from crossover.trees import fingerprint
+from crossover.trees import fingerprint, without_views
 
 
 @dataclass
@@ -69,6 +69,26 @@ def tensors(run: Run) -> dict[str, dict[str, Tensor]]:
     return groups if run.averaged is None else {**groups, "ema": run.averaged}
 
 
+def snapshot(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Give all that a run goes on from: tensors by file, and the tree beside them.
+
+    Args:
+        run: The run; its last steps have been read.
+
+    Returns:
+        What `checkpoint.write_folder` takes.
+    """
+    groups = tensors(run)
+    if run.prober is not None and (bits := run.prober.tensors()):
+        groups["probes"] = bits
+    return groups, {"state": run.state.to_tree(), "recipe": _trained(run), "bad_steps": run.bad_steps}
+
+
+def _trained(run: Run) -> str:
+    """Identify what is trained; how far, the folder's own recipe says, so that a shorter run may begin at a fork."""
+    return fingerprint({**without_views(to_tree(run.workshop.recipe)), "name": None, "budget": None})
+
+
 def resume(run: Run) -> None:
     """Take a run up at its newest checkpoint, and forget what was recorded after it.
 
@@ -80,7 +100,7 @@ def resume(run: Run) -> None:
         run.recorder.cut_back(0)
         return
     # First whose it is: the tensors of another recipe would not fit, and would not say why.
-    if checkpoint.load_state(checkpoints[-1]).get("recipe") != fingerprint(to_tree(run.workshop.recipe)):
+    if checkpoint.load_state(checkpoints[-1]).get("recipe") != _trained(run):
         raise CheckpointError(f"{checkpoints[-1]}: is a checkpoint of another recipe; use another --run-dir")
     tree = restore(run, checkpoints[-1])
     if run.prober is not None and run.prober.tensors():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,19 @@ import torch
 
 from crossover.data.shards import PreparedText
 from crossover.errors import RunError
-from crossover.model.shapes import parameters
+from crossover.model.routing import routing_row
+from crossover.model.shapes import active_parameters
 from crossover.objectives.mixing import Dealer
-from crossover.recipe import Recipe, to_tree
+from crossover.recipe import Recipe
 from crossover.records import Recorder
-from crossover.training import checkpoint, machine
+from crossover.training import checkpoint, forks, machine
 from crossover.training.build import Workshop, build_workshop, manifest_of
 from crossover.training.compilation import WarmUp, graphs, warm_up
 from crossover.training.evaluate import eval_row, improves, swapped
 from crossover.training.finish import finish
-from crossover.training.running import Run, clock, first_average, restore, resume, tensors
+from crossover.training.running import Run, clock, first_average, restore, resume, snapshot
 from crossover.training.state import State
 from crossover.training.steering import Wheel, ask, build_wheel, measures, probe, record_spread, rewarmed
-from crossover.trees import fingerprint
 
 # Device values are read together every so many steps: one host sync instead of one per step.
 LOG_STEPS = 16
@@ -41,6 +41,7 @@ def train(
     recorder: Recorder,
     recorded: Mapping[str, Any] | None,
     notify: Callable[[str], None] = lambda _: None,
+    fork_for: Sequence[float] = (),
 ) -> None:
     """Run a recipe to the end of its budget, from its newest checkpoint if there is one.
 
@@ -51,6 +52,7 @@ def train(
         recorder: Where records go.
         recorded: The manifest of an earlier start of this run, or None.
         notify: Where a sentence about how the run computes goes.
+        fork_for: Smaller budgets, in the recipe's currency, for whose runs a checkpoint is kept in `forks/`.
 
     Raises:
         CrossoverError: The run cannot start or go on.
@@ -63,6 +65,9 @@ def train(
     resume(run)
     budget = workshop.budget
     while budget.fraction(run.state) < 1:
+        if wanted := forks.due(run, fork_for):
+            _flush(run)
+            forks.keep(run, wanted)
         ask(run, wheel)
         probe(run, wheel, _step(run, wheel))
         done = budget.fraction(run.state) >= 1
@@ -94,7 +99,7 @@ def _step(run: Run, wheel: Wheel) -> tuple[str, ...]:
     _average(run)
     counts = {kind: kinds.count(kind) * slice_tokens for kind in dict.fromkeys(kinds)}
     flops = {kind: count * workshop.flops_per_token[kind] for kind, count in counts.items()}
-    whole = 6.0 * parameters(workshop.shape) * training.batch_tokens
+    whole = 6.0 * active_parameters(workshop.shape) * training.batch_tokens
     run.state = replace(state.spent(counts, flops, whole), debts=dict(dealer.debts))
     row = {**clock(run), "learning_rate": factor * training.optimizer.learning_rate}
     if result.parts:
@@ -126,7 +131,8 @@ def _flush(run: Run) -> None:
         roll_back = roll_back or run.bad_steps >= BAD_STEPS
         losses = {kind: float(value) for kind, value in result.losses.items()}
         norm = float(result.gradient_norm)
-        rows.append({**row, "loss_nats": last_loss, "losses": losses, "grad_norm": norm, "skipped": not finite})
+        measured = {"loss_nats": last_loss, "losses": losses, "grad_norm": norm, "skipped": not finite}
+        rows.append({**row, **measured, **routing_row(result.routing)})
     run.pending.clear()
     run.state = replace(run.state, skipped=run.state.skipped + sum(row["skipped"] for row in rows))
     for row in rows:
@@ -213,11 +219,7 @@ def _save(run: Run) -> None:
     # Records first: a checkpoint must never be ahead of them.
     run.recorder.flush()
     run.recorder.ledger(_ledger(run))
-    tree = {"state": run.state.to_tree(), "recipe": fingerprint(to_tree(recipe)), "bad_steps": run.bad_steps}
-    groups = tensors(run)
-    if run.prober is not None and (bits := run.prober.tensors()):
-        groups["probes"] = bits
-    checkpoint.save(run.folder / "checkpoints", run.state.step, groups, tree, recipe.training.keep_checkpoints)
+    checkpoint.save(run.folder / "checkpoints", run.state.step, *snapshot(run), recipe.training.keep_checkpoints)
 
 
 def _ledger(run: Run) -> dict[str, Any]:

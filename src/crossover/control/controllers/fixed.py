@@ -31,6 +31,11 @@ class Controller(Protocol):
         """Epoch before which the mix cannot change by plan; 0 when there is none, or no plan."""
         ...
 
+    @property
+    def horizon_free(self) -> bool:
+        """Whether it decides the same however long the run will be: then a shorter run is the beginning of a longer."""
+        ...
+
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that a decision may ask for."""
         ...
@@ -62,6 +67,7 @@ class Constant:
     uses_control_text = False
     watching = None
     first_change_epochs = 0.0
+    horizon_free = True
 
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that a decision may ask for."""
@@ -88,6 +94,7 @@ class Switch:
     after: MixField
     uses_control_text = False
     watching = None
+    horizon_free = True
 
     def __post_init__(self) -> None:
         if self.at_epochs <= 0:
@@ -130,6 +137,7 @@ class Ramp:
     after: MixField
     uses_control_text = False
     watching = None
+    horizon_free = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.from_epochs < self.to_epochs:
@@ -173,6 +181,7 @@ class BlockGrowth:
     sizes: tuple[int, ...] = (1, 4, 16, 0)
     uses_control_text = False
     watching = None
+    horizon_free = True
 
     def __post_init__(self) -> None:
         if self.every_epochs <= 0:

@@ -77,9 +77,9 @@ class Online:
     rewarm_epochs: Epochs = 0.0
     worn: Gear | None = None
     worn_dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
-    probe_share: ProbeShare = 0.05
+    probe_share: ProbeShare = 0.04
     thresholds: Annotated[Thresholds, BeforeValidator(read_thresholds)] = field(default_factory=shipped_thresholds)
-    first_change_epochs = 0.0
+    first_change_epochs, horizon_free = 0.0, False
 
     def __post_init__(self) -> None:
         if self.handover != "hard" and self.ramp_epochs == 0:

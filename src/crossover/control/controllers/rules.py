@@ -38,6 +38,7 @@ class StaticDual:
     uses_control_text = False
     watching = None
     first_change_epochs = 0.0
+    horizon_free = False
 
     def __post_init__(self) -> None:
         if not 0 < self.most_share < 1 or self.autoregressive_epochs <= 0:
@@ -87,6 +88,7 @@ class RandomTime:
     ramp_epochs: float = 1.5
     uses_control_text = False
     watching = None
+    horizon_free = False
 
     def __post_init__(self) -> None:
         if self.earliest_epochs <= 0 or self.ramp_epochs <= 0:
@@ -134,7 +136,7 @@ class Watch:
     gears: Gears = (AUTOREGRESSIVE, "masked")
     target: Target = "best"
     signals: SignalNames = ("coverage", "variance", "curvature", "alignment", "gap")
-    probe_share: ProbeShare = 0.05
+    probe_share: ProbeShare = 0.04
 
     def __post_init__(self) -> None:
         if self.controller.watching is not None:
@@ -154,6 +156,11 @@ class Watch:
     def first_change_epochs(self) -> float:
         """The inner controller's."""
         return self.controller.first_change_epochs
+
+    @property
+    def horizon_free(self) -> bool:
+        """The inner controller's: probes are paid from what has been spent, not from what will be."""
+        return self.controller.horizon_free
 
     def objectives(self) -> tuple[str, ...]:
         """Name every objective that the inner controller may ask for."""
