@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import pydantic
 import yaml
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter
 
 from crossover.errors import RecipeError
 from crossover.registry import Component, explain, trust_imports
@@ -26,6 +26,11 @@ from crossover.sections import (
     TrainingRecipe,
 )
 from crossover.trees import apply, read_tree
+
+
+def _listed(value: Any) -> Any:
+    """Take one component as a list of one."""
+    return [value] if isinstance(value, str | Mapping) else value
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Recipe:
         training: The step and the loop.
         controller: What decides the mix: `constant`, `switch`, `ramp`.
         scoring: The measurements.
+        sinks: Where the run is shown besides its folder: `tensorboard`, `wandb`, `trackio`; changes nothing of the run.
     """
 
     name: Name = "run"
@@ -55,6 +61,7 @@ class Recipe:
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     controller: Annotated[Any, Component("controller")] = "constant(autoregressive)"
     scoring: ScoringRecipe = field(default_factory=ScoringRecipe)
+    sinks: Annotated[tuple[Annotated[Any, Component("sink")], ...], BeforeValidator(_listed)] = ()
 
 
 for _section in (DataRecipe, ModelRecipe, BudgetRecipe, MixRecipe, TrainingRecipe, ScoringRecipe, Recipe):

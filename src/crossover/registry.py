@@ -29,6 +29,7 @@ ROOMS = {
     "tokenizer": "crossover.data",
     "optimizer": "crossover.training.optim",
     "learning_rate": "crossover.training.optim",
+    "sink": "crossover.evidence.sinks",
 }
 # A path in place of a name means the component of its kind that reads files.
 PATHS = {"corpus": "files", "tokenizer": "file"}

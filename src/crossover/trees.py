@@ -23,6 +23,8 @@ COMPONENTS = {
     "training.learning_rate": "wsd",
     "controller": "constant(autoregressive)",
 }
+# What decides where a run is shown and nothing of what it trains.
+VIEWS = ("sinks",)
 
 
 def read_tree(path: str | Path, *, extending: bool = True) -> tuple[dict[str, Any], dict[str, int]]:
@@ -139,6 +141,11 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
     one, two = flatten(first), flatten(second)
     keys = dict.fromkeys([*one, *two])
     return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
+
+
+def without_views(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a resolved recipe where its run is shown: two that differ in that alone make the same run."""
+    return {key: value for key, value in tree.items() if key not in VIEWS}
 
 
 def fingerprint(tree: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from crossover.errors import RunError
 from crossover.evidence.run import RunRecord
-from crossover.trees import flatten
+from crossover.trees import flatten, without_views
 
 FLOPS_WITHIN = 0.005
 MANIFEST_KEYS = ("data_hash", "data_source", "unique_tokens", "tokenizer_hash", "parameters")
@@ -146,7 +146,8 @@ def _facts(run: RunRecord | Mapping[str, Any], index: int, allowed: Sequence[str
 
 def _comparable(facts: _Facts) -> dict[str, Any]:
     """Gather under dotted keys what must be equal; what should be recorded and is not stays visible."""
-    recipe = {f"recipe.{key}": value for key, value in flatten(facts.recipe).items() if key not in ("name", "seed")}
+    settings = flatten(without_views(facts.recipe))
+    recipe = {f"recipe.{key}": value for key, value in settings.items() if key not in ("name", "seed")}
     recorded = {f"manifest.{key}": facts.manifest.get(key, MISSING) for key in MANIFEST_KEYS}
     for tree in MANIFEST_TREES:
         under = facts.manifest.get(tree)
