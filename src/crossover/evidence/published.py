@@ -78,7 +78,7 @@ def read_table(path: str | Path) -> tuple[PublishedCurve, ...]:
         RunError: The file is damaged; the message names the file, the line, and what was expected.
     """
     path = Path(path)
-    header, rows = _rows(path)
+    header, rows = rows_of(path)
     groups: dict[tuple[str, int], list[tuple[int, dict[str, float]]]] = {}
     names = [name for name in (*NEEDED, *NUMBERS) if name in header]
     for line, row in rows:
@@ -100,8 +100,19 @@ def _damage(path: Path, line: int, what: str) -> RunError:
     return RunError(f"{path}: line {line}: {what}")
 
 
-def _rows(path: Path) -> tuple[list[str], list[Row]]:
-    """Read the file into a header and rows, each with its line in the file."""
+def rows_of(path: Path, needed: Sequence[str] = NEEDED) -> tuple[list[str], list[Row]]:
+    """Read a CSV file into a header and rows, each with its line in the file.
+
+    Args:
+        path: The file.
+        needed: Columns that it must have.
+
+    Returns:
+        The names of its columns, and at least one row, cells by column.
+
+    Raises:
+        RunError: It is no such file; the message names the file, the line, and what was expected.
+    """
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError:
@@ -119,23 +130,23 @@ def _rows(path: Path) -> tuple[list[str], list[Row]]:
         except csv.Error as error:
             raise _damage(path, line, f"is no CSV ({error})") from None
         if not header:
-            header = _header(path, line, cells)
+            header = _header(path, line, cells, needed)
         elif len(cells) != len(header):
             raise _damage(path, line, f"has {len(cells)} cells, expected {len(header)} ({', '.join(header)})")
         else:
             rows.append((line, dict(zip(header, cells, strict=True))))
     if not rows:
-        raise RunError(f"{path}: holds no measurement; expected a header with {', '.join(NEEDED)}, and rows below it")
+        raise RunError(f"{path}: holds no measurement; expected a header with {', '.join(needed)}, and rows below it")
     return header, rows
 
 
-def _header(path: Path, line: int, cells: Sequence[str]) -> list[str]:
+def _header(path: Path, line: int, cells: Sequence[str], needed: Sequence[str]) -> list[str]:
     # A name is shown to a person: what is not printable could hide or colour the rest of the message.
     header = ["".join(filter(str.isprintable, cell)).lower() for cell in cells]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise _damage(path, line, f"has the column '{twice[0]}' twice")
-    lacking = [name for name in NEEDED if name not in header]
+    lacking = [name for name in needed if name not in header]
     if lacking:
         hint = f"{lacking[0]}: {nearest(lacking[0], header)}"
         raise _damage(path, line, f"lacks the column(s) {', '.join(lacking)}; {hint}; cells are parted by commas")
