@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 import crossover
+from crossover.data.degraded import Degraded
 from crossover.data.files import as_json, write_durably
 from crossover.data.shards import (
     FORMAT_VERSION,
@@ -33,7 +34,7 @@ from crossover.sections import DataRecipe
 from crossover.streams import digest
 from crossover.trees import fingerprint
 
-__all__ = ["HeldOutDocument", "PreparedText", "default_cache", "prepare"]
+__all__ = ["HeldOutDocument", "PreparedText", "default_cache", "prepare", "prepared_folder"]
 
 # A tokenizer sees about the text that the token budget admits; a piece of BPE holds three to four bytes.
 _BYTES_PER_BUDGET_TOKEN = 4
@@ -65,12 +66,9 @@ def prepare(
         DataError: The text is missing, damaged or too little, or a prepared folder is not what was written.
     """
     say = notify or (lambda message: None)
-    # A recipe made by hand may hold names where a resolved one holds components.
-    data = dataclasses.replace(
-        data, source=component_of("corpus", data.source), tokenizer=component_of("tokenizer", data.tokenizer)
-    )
+    data = _with_components(data)
     facts = _facts(data, seed)
-    folder = (cache or default_cache()) / f"text-{fingerprint(facts)}"
+    folder = _folder(facts, cache)
     if folder.exists():
         say(f"prepared text found: {folder}")
         return PreparedText.open(folder)
@@ -84,6 +82,34 @@ def prepare(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return PreparedText.open(folder)
+
+
+def prepared_folder(data: DataRecipe, *, seed: int, cache: Path | None = None) -> Path:
+    """Say where a recipe's prepared text lies, or would lie.
+
+    Args:
+        data: Which text, how much of it, cut how.
+        seed: Seed of the order in which training documents are taken.
+        cache: Folder for prepared text; `default_cache` if None.
+
+    Returns:
+        The folder; it need not exist.
+
+    Raises:
+        DataError: There is no text at the source, so nothing identifies it.
+    """
+    return _folder(_facts(_with_components(data), seed), cache)
+
+
+def _with_components(data: DataRecipe) -> DataRecipe:
+    # A recipe made by hand may hold names where a resolved one holds components.
+    return dataclasses.replace(
+        data, source=component_of("corpus", data.source), tokenizer=component_of("tokenizer", data.tokenizer)
+    )
+
+
+def _folder(facts: dict[str, Any], cache: Path | None) -> Path:
+    return (cache or default_cache()) / f"text-{fingerprint(facts)}"
 
 
 def _facts(data: DataRecipe, seed: int) -> dict[str, Any]:
@@ -188,9 +214,12 @@ class _Preparation:
         """Write a shard, cut at exactly the budget."""
         vocabulary = tokenizer.vocabulary
         stream = _Stream(np.zeros(vocabulary.size, dtype=np.int64))
+        source = self.data.source
         with open(self.folder / f"{name}.bin", "wb") as file:
             for entry, tokens, exact in _encoded(spool, entries, tokenizer, round_trip=name != "train"):
                 room = len(tokens) if budget is None else budget - stream.offsets[-1]
+                if name == "train" and isinstance(source, Degraded):
+                    tokens[:-1] = source.spoil(tokens[:-1], entry.digest)
                 kept = tokens[:room]
                 file.write(kept.astype(_dtype(vocabulary.size)).tobytes())
                 stream.counts_V += np.bincount(kept, minlength=vocabulary.size)
