@@ -25,6 +25,20 @@ def test_sample_writes_text(crossover, mode):
     assert len(others) > 1
 
 
+def test_texts_are_kept_with_their_prices_where_reports_look_for_them(crossover, refused, place):
+    kept = place / "run" / "samples" / "two.json"
+    drawn = ("sample", "run", "--prompt", "alpha beta", "--tokens", 6, "--mode", "ar", "--samples", 2)
+    code, out, _ = crossover(*drawn, "--out", kept)
+    first, second = read(kept)["samples"]
+    assert code == 0 and out == first["text"] + "\n" + second["text"] + "\n"
+    assert first["prompt"] == "alpha beta" and first["mode"] == "ar" and first["seed"] == 0
+    assert first["tokens"] <= 6 and first["passes"] > 0 and first["flops"] > 0
+    crossover("sample", "run", "--infill", "alpha <mask:2> beta", "--mode", "masked", "--out", kept)
+    assert read(kept)["samples"][0]["prompt"] == "alpha <mask:2> beta"
+    kept.unlink()
+    assert "expected a file name that ends in .json" in refused(*drawn, "--out", "texts.txt")
+
+
 def test_sample_uses_the_best_mode(crossover, place):
     headline = read(place / "run" / "scores" / "summary.json")["headline"]
     _, _, note = crossover("sample", "run", "--tokens", 4)

@@ -35,18 +35,22 @@ def arms() -> dict[str, dict[str, object]]:
 
 
 class Links(HTMLParser):
-    """Collects what a browser would fetch, and checks that tags close."""
+    """Collects what a browser would fetch by itself, and what a reader may follow."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fetched: list[str] = []
+        self.followed: list[str] = []
         self.tags: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "data", "xlink:href", "srcset")]
+        told = dict(attrs)
+        self.fetched += [told[name] or "" for name in ("src", "data", "xlink:href", "srcset") if name in told]
         if tag == "link":
-            self.fetched.append("link")
+            self.fetched.append(told["href"] or "")
+        if tag == "a":
+            self.followed.append(told["href"] or "")
 
 
 def test_a_study_report_is_whole_and_needs_nothing_else(tmp_path: Path, make_study: Make) -> None:
@@ -54,8 +58,12 @@ def test_a_study_report_is_whole_and_needs_nothing_else(tmp_path: Path, make_stu
     page = write_report(folder).read_text()
     links = Links()
     links.feed(page)
-    assert all(link.startswith("#") for link in links.fetched), links.fetched
+    assert all(link.startswith("#") or link == "data:," for link in links.fetched), links.fetched
     assert "script" not in links.tags and "@import" not in page and "url(http" not in page
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:;" in page
+    assert not [link for link in links.followed if link.startswith(("http", "/", "//"))]
+    for link in links.followed:
+        assert link.startswith(("#", "data:text/csv")) or (folder / link).is_file(), link
     for told in ("prefers-color-scheme: dark", "@media print", "width=device-width", "masked is best", "Crossings"):
         assert told in page, told
     assert "the plan changes at epoch 8" in page and '<span class="good">Yes.' in page

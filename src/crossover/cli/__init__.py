@@ -5,6 +5,7 @@ from __future__ import annotations
 from crossover.cli.crossings import crossing_command
 from crossover.cli.entry import main
 from crossover.cli.options import app
+from crossover.cli.plans import plan_command
 from crossover.cli.runs import (
     calibrate_command,
     doctor_command,
@@ -15,7 +16,9 @@ from crossover.cli.runs import (
     train_command,
 )
 from crossover.cli.samples import sample_command
+from crossover.cli.scaling import scaling_command
 from crossover.cli.scores import eval_command
+from crossover.cli.watching import watch_command
 
 __all__ = [
     "app",
@@ -24,10 +27,13 @@ __all__ = [
     "doctor_command",
     "eval_command",
     "main",
+    "plan_command",
     "prepare_command",
     "replay_command",
     "report_command",
     "sample_command",
+    "scaling_command",
     "study_command",
     "train_command",
+    "watch_command",
 ]

@@ -10,11 +10,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from crossover.errors import RunError
 
+# Commands as they are used one after the other; those of others come after these.
+ORDER = ("doctor", "prepare", "plan", "train", "study", "watch", "report", "eval", "sample", "crossing", "scaling")
+
+
+class InOrder(TyperGroup):
+    """The program, its commands listed in the order of their use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Name the commands."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 app = typer.Typer(
+    cls=InOrder,
     help="Train the best language model that a limited text allows.",
     no_args_is_help=True,
     add_completion=False,

@@ -13,6 +13,7 @@ from crossover.cli.options import RunPath, SettingsCommand, app, model_folder, s
 from crossover.errors import RecipeError
 
 if TYPE_CHECKING:
+    from crossover.sampling.command import Sample
     from crossover.sampling.record import Generation
 
 Prompt = Annotated[str, typer.Option(help="Text to go on from.", show_default=False)]
@@ -55,6 +56,11 @@ EmbeddingPath = Annotated[
 ]
 References = Annotated[Path | None, typer.Option(help="Text that the texts should be like, for MAUVE.")]
 
+Out = Annotated[
+    Path | None,
+    typer.Option(help="A .json file for texts and prices; reports show those in RUN/samples/.", show_default=False),
+]
+
 
 @app.command("sample", cls=SettingsCommand)
 def sample_command(
@@ -77,24 +83,46 @@ def sample_command(
     judge: JudgePath = None,
     embedding: EmbeddingPath = None,
     references: References = None,
+    out: Out = None,
 ) -> None:
     """Write text with a trained model, fill in holes, and say what it cost."""
     if (judge is None or references is None) and embedding is not None:
         raise RecipeError("MAUVE needs three: --embedding, --references and --judge")
     if references is not None and embedding is None:
         raise RecipeError("references mean something for MAUVE only; add --embedding")
+    if out is not None and out.suffix != ".json":
+        raise RecipeError(f"--out {out}: expected a file name that ends in .json")
     settings = {"prompt": prompt, "prompts_file": prompts, "infill": infill, "tokens": tokens, "mode": mode}
     settings |= {"unmasking": unmasking, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     settings |= {"guidance": guidance, "stop": tuple(stop or ()), "samples": samples, "seed": seed, "batch": batch}
     folder = model_folder(run)
     judged = None if judge is None else _judgement(model_folder(judge), embedding, references)
     drawn = _sample(folder, settings)
+    if out is not None:
+        _keep(out, drawn, settings)
     if judged is not None:
-        for line in judged(drawn):
+        for line in judged([sample.generation for sample in drawn]):
             say(line)
 
 
-def _sample(folder: Path, settings: dict[str, Any]) -> list[Generation]:
+def _keep(out: Path, drawn: Sequence[Sample], settings: dict[str, Any]) -> None:
+    """Write texts down with what they cost, for the report and for programs."""
+    from crossover.evidence.files import dumps, write_text
+
+    rows = [
+        {
+            "prompt": sample.prompt, "text": sample.text, "mode": sample.mode,
+            "tokens": len(sample.generation.ids), "ended": sample.generation.ended,
+            "passes": sample.generation.passes, "flops": sample.generation.flops,
+            "tokens_per_second": sample.generation.tokens_per_second,
+            **{key: settings[key] for key in ("seed", "temperature", "unmasking", "top_k", "top_p", "min_p")},
+        }
+        for sample in drawn
+    ]  # fmt: skip
+    write_text(out, dumps({"samples": rows}, indent=2) + "\n")
+
+
+def _sample(folder: Path, settings: dict[str, Any]) -> list[Sample]:
     from crossover.sampling.command import sample_folder
     from crossover.sampling.request import Request
 
@@ -102,7 +130,7 @@ def _sample(folder: Path, settings: dict[str, Any]) -> list[Generation]:
     for sample in sample_folder(folder, Request(**settings), screen=True):
         say(sample.text)
         print(sample.note, file=sys.stderr, flush=True)
-        drawn.append(sample.generation)
+        drawn.append(sample)
     return drawn
 
 

@@ -220,6 +220,19 @@ def verdict(
     mismatches: int = 0,
     missing: int = 0,
 ) -> str:
+    """Say who wins, by how much, and how sure that is: `verdict_parts` in one go, with the same arguments."""
+    parts = verdict_parts(comparison, text=text, crossings=crossings, mismatches=mismatches, missing=missing)
+    return " ".join(parts.values())
+
+
+def verdict_parts(
+    comparison: Comparison,
+    *,
+    text: str,
+    crossings: Mapping[str, Crossing] | None = None,
+    mismatches: int = 0,
+    missing: int = 0,
+) -> dict[str, str]:
     """Say who wins, by how much, and how sure that is, claiming no more than was shown.
 
     Args:
@@ -230,20 +243,18 @@ def verdict(
         missing: How many runs of the study are not finished.
 
     Returns:
-        A few sentences.
+        Sentences by what they are about, in order; what there is nothing to say about is absent.
     """
-    parts = []
-    if missing:
-        parts.append(f"Preliminary: {missing} run(s) of the study have not finished.")
-    if mismatches:
-        parts.append(f"Not a matched comparison: {mismatches} thing(s) differ that should not, listed below.")
-    parts.append(_ranking(comparison, text))
-    parts += [
-        _about_crossings(comparison, crossings or {}),
-        _about_certainty(comparison),
-        _advice(comparison, mismatches),
-    ]
-    return " ".join(part for part in parts if part)
+    unlike = f"Not a matched comparison: {mismatches} thing(s) differ that should not, listed below."
+    parts = {
+        "preliminary": f"Preliminary: {missing} run(s) of the study have not finished." if missing else "",
+        "unmatched": unlike if mismatches else "",
+        "ranking": _ranking(comparison, text),
+        "crossings": _about_crossings(comparison, crossings or {}),
+        "certainty": _about_certainty(comparison),
+        "advice": _advice(comparison, mismatches),
+    }
+    return {about: told for about, told in parts.items() if told}
 
 
 def mode_text(score: ArmScore) -> str:

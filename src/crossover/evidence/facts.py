@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from crossover.errors import RunError
-from crossover.evidence.compare import ArmScore, Comparison, compare, is_autoregressive, text_facts, verdict
+from crossover.evidence.compare import ArmScore, Comparison, compare, is_autoregressive, text_facts, verdict_parts
 from crossover.evidence.crossing import VARIANTS, Crossing, find_crossing, sentence
 from crossover.evidence.display import mix_text
+from crossover.evidence.headline import headline, standing
 from crossover.evidence.match import Proof, controller_name, prove_matched
+from crossover.evidence.page.samples import samples_of
 from crossover.evidence.plots import ArmCurves
 from crossover.evidence.regret import regrets
 from crossover.evidence.run import RunRecord
@@ -21,6 +24,7 @@ from crossover.evidence.view import View, evidence_of, norms_around, turning_poi
 
 # What the page shows of a ledger and of a card, also where an interrupted run has not written it.
 LEDGER_KEYS = ("unique_tokens", "data_tokens", "epochs", "flops", "evaluation_flops", "evaluation_seconds", "seconds")
+PROGRESS_KEYS = ("budget_fraction", "loss_nats", "epochs", "seconds_left")
 ALTERNATIVE_KEYS = ("gear", "stays", "flops_per_token", "novelty", "clears_floor", "alignment")
 CARD_KEYS = (
     "exact", "headline", "bits_per_byte", "standard_error_bits", "loss_nats", "standard_error_nats", "tokens",
@@ -33,14 +37,16 @@ class Findings:
     """What the numbers say.
 
     Args:
-        verdict: The sentence.
+        verdict: A few sentences.
         comparison: Test scores, or None before a run has been scored.
+        crossings: By arm, where it passes the next-token arm at matched FLOPs, best so far against best so far.
         proof: Whether the runs are matched, or None where there is nothing to match.
         facts: Everything, as plain values.
     """
 
     verdict: str
     comparison: Comparison | None
+    crossings: Mapping[str, Crossing]
     proof: Proof | None
     facts: Mapping[str, Any]
 
@@ -59,28 +65,35 @@ def find(view: View, curves: Sequence[ArmCurves]) -> Findings:
     # A run that has only just begun has recorded nothing yet that could be held against it.
     begun = [run for run in view.runs if run.manifest]
     proof = prove_matched(begun, vary=view.vary, tunable=view.tunable) if len(begun) > 1 else None
-    holder = next((arm for arm, runs in view.arms.items() if runs and is_autoregressive(runs[0].recipe)), None)
+    # Of several next-token arms the best one is to be passed, and the verdict names the same one.
+    plain = [arm for arm, runs in view.arms.items() if runs and is_autoregressive(runs[0].recipe)]
+    holder = (comparison.autoregressive if comparison else None) or next(iter(plain), None)
     crossings, rows = _crossings(curves, holder or (curves[0].arm if curves else None))
-    told = _verdict(view, comparison, crossings if holder else {}, proof)
+    crossings = crossings if holder else {}
+    parts = _verdict(view, comparison, crossings, proof)
     scores = {score.arm: score for score in comparison.arms} if comparison else {}
     facts = {
         "name": view.name,
-        "verdict": told,
+        "headline": _headline(view, comparison, curves, proof),
+        "verdict": " ".join(parts.values()),
+        "verdict_parts": parts,
         "text": text_facts(view.runs) if view.runs else "nothing recorded yet",
         "runs_planned": view.planned,
-        "runs_finished": sum(run.finished for run in view.runs),
-        "missing": [{"run": run, "why": why} for run, why in view.missing.items()],
+        "runs_finished": view.planned - len(view.missing),
+        "missing": [{"run": run, "why": why, **_progress(view, run)} for run, why in view.missing.items()],
         "arms": [_arm_row(arm, runs, scores.get(arm), view.tuning.get(arm)) for arm, runs in view.arms.items()],
         "cards": [card for arm, runs in view.arms.items() for run in runs for card in _cards(arm, run)],
         "crossings": rows,
         "regret": _regret(view),
         "decisions": [row for arm, runs in view.arms.items() for run in runs for row in _decisions(arm, run)],
+        "samples": samples_of(view),
         "ledger": [_ledger(arm, run) for arm, runs in view.arms.items() for run in runs],
+        "branches": [_branch(arm, run) for arm, runs in view.branches.items() for run in runs],
         "proof": _proof_facts(proof, view),
         "tuning": dict(view.tuning),
         "reproduce": list(view.reproduce),
     }
-    return Findings(told, comparison, proof, facts)
+    return Findings(facts["verdict"], comparison, crossings, proof, facts)
 
 
 def _comparison(view: View) -> Comparison | None:
@@ -92,20 +105,39 @@ def _comparison(view: View) -> Comparison | None:
         return None
 
 
-def _verdict(view: View, comparison: Comparison | None, crossings: Mapping[str, Crossing], proof: Proof | None) -> str:
-    done = sum(run.finished for run in view.runs)
+def _headline(view: View, comparison: Comparison | None, curves: Sequence[ArmCurves], proof: Proof | None) -> str:
     if comparison is None:
-        return f"No verdict yet: {done} of {view.planned} run(s) have finished and been scored."
-    mismatches = len(proof.mismatches) if proof else 0
-    told = verdict(
+        return standing(curves, finished=view.planned - len(view.missing), planned=view.planned)
+    return headline(comparison, mismatches=len(proof.mismatches) if proof else 0, missing=len(view.missing))
+
+
+def _progress(view: View, name: str) -> dict[str, Any]:
+    """Say how far a run has come; one that has shown nothing yet, or half a file, has come nowhere."""
+    folder = view.folder / name if (view.folder / "study.yaml").exists() else view.folder
+    try:
+        row = json.loads((folder / "progress.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        row = {}
+    row = row if isinstance(row, dict) else {}
+    return {"mix": mix_text(row.get("mix")), **{key: row.get(key) for key in PROGRESS_KEYS}}
+
+
+def _verdict(
+    view: View, comparison: Comparison | None, crossings: Mapping[str, Crossing], proof: Proof | None
+) -> dict[str, str]:
+    """Say the verdict by what its sentences are about."""
+    if comparison is None:
+        done = view.planned - len(view.missing)
+        return {"none": f"No verdict yet: {done} of {view.planned} run(s) have finished and been scored."}
+    told = verdict_parts(
         comparison,
         text=text_facts([run for run in view.runs if run.finished]),
         crossings=crossings,
-        mismatches=mismatches,
+        mismatches=len(proof.mismatches) if proof else 0,
         missing=len(view.missing),
     )
     absent = [arm for arm in view.arms if arm not in {score.arm for score in comparison.arms}]
-    return f"{told} Not scored yet: {', '.join(absent)}." if absent else told
+    return told | ({"absent": f"Not scored yet: {', '.join(absent)}."} if absent else {})
 
 
 def _crossings(curves: Sequence[ArmCurves], holder: str | None) -> tuple[dict[str, Crossing], list[dict[str, Any]]]:
@@ -225,6 +257,14 @@ def _ledger(arm: str, run: RunRecord) -> dict[str, Any]:
         "probe_seconds_share": _share(run, "probe_seconds", "seconds"),
     }
     return {**row, **dict.fromkeys(LEDGER_KEYS), **run.ledger, **shares}
+
+
+def _branch(arm: str, run: RunRecord) -> dict[str, Any]:
+    """Say what a run of a smaller budget cost beyond the run that it goes on from."""
+    flops, begins = run.ledger.get("flops"), (run.manifest.get("branch") or {}).get("flops") or 0.0
+    own = flops - begins if isinstance(flops, int | float) else None
+    return {"arm": arm, "seed": run.recipe.get("seed"), "flops": flops, "begins": begins, "own_flops": own,
+            "epochs": run.ledger.get("epochs")}  # fmt: skip
 
 
 def _share(run: RunRecord, part: str, whole: str) -> float | None:

@@ -21,11 +21,15 @@ class Sample:
         text: The whole of it, given and drawn.
         note: A line that says how it was drawn and what that cost.
         generation: The record.
+        prompt: What was given, holes as they were written.
+        mode: How it was drawn.
     """
 
     text: str
     note: str
     generation: Generation
+    prompt: str
+    mode: str
 
 
 def sample_folder(folder: Path, request: Request, *, screen: bool = False) -> Iterator[Sample]:
@@ -68,4 +72,5 @@ def sample_folder(folder: Path, request: Request, *, screen: bool = False) -> It
         for (prompt, _, _), item in zip(part, made, strict=True):
             # A prompt is printed as it was written, even where the tokenizer spells it otherwise.
             text = item.text if prompt is None else prompt + "".join(item.pieces)
-            yield Sample(text, f"[{mode}, {item.describe()}, seed {request.seed}]", item)
+            given = prompt if prompt is not None else request.infill or ""
+            yield Sample(text, f"[{mode}, {item.describe()}, seed {request.seed}]", item, given, mode)

@@ -1,0 +1,315 @@
+"""A report that is served live while runs go on: on this machine only, and without a trace in the folders watched."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from crossover.errors import CrossoverError, RunError
+from crossover.evidence.files import dumps
+from crossover.evidence.lock import is_locked
+from crossover.evidence.page.markdown import markdown
+from crossover.evidence.page.render import Figures, Live
+from crossover.evidence.report import Report, build_report
+from crossover.evidence.run import read_recipe
+
+HOST = "127.0.0.1"
+# What a report reads of a run folder besides the files in it; weights and checkpoints are large and say nothing.
+READ_OF_A_RUN = ("scores", "samples")
+# What a study folder holds that is no run.
+NOT_READ_OF_A_STUDY = ("report", "logs", "recipes")
+# Rendering takes this share of the time at most, so that a large study is not slowed down by being watched.
+RENDERING_SHARE = 0.2
+Fingerprint = frozenset[tuple[str, int, int]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is served at a moment.
+
+    Args:
+        version: Another one for every rendering, also of another server on the same port.
+        files: Content type and content by path.
+    """
+
+    version: str
+    files: Mapping[str, tuple[str, bytes]]
+
+
+class Watch:
+    """Renders a folder's report again when its files have changed, in memory.
+
+    Args:
+        folder: A study's or a run's folder.
+        every_seconds: Least time between two looks at it.
+
+    Raises:
+        RunError: The folder is neither.
+    """
+
+    def __init__(self, folder: str | Path, *, every_seconds: float = 3.0) -> None:
+        self.folder, self.every_seconds = Path(folder), every_seconds
+        if not (self.folder / "study.yaml").exists():
+            read_recipe(self.folder)
+        self._script = files("crossover.evidence.page").joinpath("live.js").read_text("utf-8")
+        self._name, self._count = secrets.token_hex(4), 0
+        self._report = _nothing_yet(self.folder.name)
+        self._seen: Fingerprint | None = None
+        self._problem = ""
+        self.seconds = 0.0
+        self.snapshot = self._rendered()
+        self.refresh()
+
+    @property
+    def policy(self) -> str:
+        """What the browser is told of the page: our own script by its hash, news from here, and nothing else."""
+        digest = base64.b64encode(hashlib.sha256(self._script.encode()).digest()).decode()
+        return (
+            f"default-src 'none'; script-src 'sha256-{digest}'; connect-src 'self'; style-src 'unsafe-inline'; "
+            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+
+    def refresh(self) -> bool:
+        """Render again if a file has changed; what cannot be rendered is told above the last page that could.
+
+        Returns:
+            Whether there is a new version.
+        """
+        began = time.monotonic()
+        seen = fingerprint(self.folder)
+        if seen == self._seen:
+            return False
+        problem = ""
+        try:
+            self._report = build_report(self.folder)
+        except CrossoverError as error:
+            problem = str(error)
+        except Exception as error:
+            # Files change while they are read, and a watch that ends of it would be of no use.
+            problem = f"{type(error).__name__}: {error}"
+        # After a failure the next look tries again, whether a file has changed by then or not.
+        self._seen = None if problem else seen
+        if problem and problem == self._problem:
+            return False
+        self._problem = problem
+        self.snapshot = self._rendered()
+        self.seconds = time.monotonic() - began
+        return True
+
+    @property
+    def pause_seconds(self) -> float:
+        """How long to wait before the next look: the longer, the longer the last rendering took."""
+        return max(self.every_seconds, self.seconds * (1 / RENDERING_SHARE - 1))
+
+    def _rendered(self) -> Snapshot:
+        self._count += 1
+        version, report = f"{self._name}-{self._count}", self._report
+        page = report.page(Live(self._script, version, self.every_seconds, self._problem))
+        held = {
+            "/": ("text/html", page),
+            "/version": ("application/json", dumps({"version": version})),
+            "/report.json": ("application/json", dumps(report.facts, indent=2)),
+            "/report.md": ("text/markdown", markdown(report.facts, report.figures.all)),
+        }
+        for figure in report.figures.all:
+            held[f"/report/{figure.name}.svg"] = ("image/svg+xml", figure.standalone)
+            held[f"/report/{figure.name}.csv"] = ("text/csv", figure.csv)
+        return Snapshot(version, {path: (kind, text.encode()) for path, (kind, text) in held.items()})
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Say how the files that a report reads stand, and who is writing.
+
+    Args:
+        folder: A study's or a run's folder.
+
+    Returns:
+        Path, time of change and size of each file, and a mark for each run that a process is writing.
+    """
+    found: set[tuple[str, int, int]] = set()
+    for root, folders, names in os.walk(folder):
+        if "recipe.yaml" in names:
+            folders[:] = [name for name in folders if name in READ_OF_A_RUN]
+            found.add((f"{root}/.lock", int(is_locked(Path(root))), 0))
+        elif Path(root) == folder:
+            folders[:] = [name for name in folders if name not in NOT_READ_OF_A_STUDY]
+        for name in names:
+            # Our own report beside the runs says nothing new; a hidden file is one that is being written.
+            if name.startswith((".", "report.")) or name == "log.txt":
+                continue
+            try:
+                facts = os.stat(os.path.join(root, name))
+            except OSError:
+                continue
+            found.add((f"{root}/{name}", facts.st_mtime_ns, facts.st_size))
+    return frozenset(found)
+
+
+def _nothing_yet(name: str) -> Report:
+    lists = ("missing", "arms", "cards", "crossings", "regret", "decisions", "ledger", "branches", "reproduce")
+    facts: dict[str, Any] = {"name": name, "headline": "Nothing could be read yet.", "verdict": "", "verdict_parts": {}}
+    facts |= {"text": "nothing recorded yet", "runs_planned": 0, "runs_finished": 0, "samples": {}, "tuning": {}}
+    return Report({**facts, "proof": None, **{key: [] for key in lists}}, Figures(), ())
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, port: int, watch: Watch) -> None:
+        super().__init__((HOST, port), _Answers)
+        self.watch = watch
+
+
+@dataclass
+class _Page:
+    kind: str = "text/plain"
+    body: bytes = b""
+    status: HTTPStatus = HTTPStatus.OK
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    # Nothing is looked up on a disk: what is not in the snapshot is not there, whatever a path says.
+    server_version, sys_version = "crossover", ""
+    timeout = 20
+
+    @property
+    def _watch(self) -> Watch:
+        assert isinstance(self.server, _Server)
+        return self.server.watch
+
+    def do_GET(self) -> None:
+        self._answer(self._page())
+
+    def do_HEAD(self) -> None:
+        self._answer(self._page())
+
+    def _refuse(self) -> None:
+        allowed = _Page(body=b"only GET\n", status=HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"})
+        self._answer(allowed)
+
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
+
+    def _page(self) -> _Page:
+        port = self.connection.getsockname()[1]
+        # A page of a stranger whose name was turned to this address would bring that name along.
+        if (self.headers.get("Host") or "").lower() not in (f"{HOST}:{port}", f"localhost:{port}"):
+            return _Page(body=b"this page is served to this machine only\n", status=HTTPStatus.FORBIDDEN)
+        held = self._watch.snapshot.files.get(urlsplit(self.path).path)
+        if held is None:
+            return _Page(body=b"there is nothing here\n", status=HTTPStatus.NOT_FOUND)
+        return _Page(*held)
+
+    def _answer(self, page: _Page) -> None:
+        self.send_response(page.status)
+        told = {
+            "Content-Type": f"{page.kind}; charset=utf-8",
+            "Content-Length": str(len(page.body)),
+            "Content-Security-Policy": self._watch.policy,
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
+        for key, text in {**told, **page.headers}.items():
+            self.send_header(key, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(page.body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the terminal belongs to whoever watches."""
+
+
+@contextmanager
+def serving(watch: Watch, port: int = 0) -> Iterator[str]:
+    """Serve a watch on this machine, and look for changes, as long as the block lasts.
+
+    Args:
+        watch: What is served.
+        port: The port, 0 for any that is free.
+
+    Yields:
+        The address of the page.
+
+    Raises:
+        RunError: The port cannot be had.
+    """
+    server = _listen(port, watch)
+    stopped = threading.Event()
+
+    def look() -> None:
+        # One look at a time: a page that takes long to render delays the next one, and none waits behind it.
+        while not stopped.wait(watch.pause_seconds):
+            watch.refresh()
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (lambda: server.serve_forever(0.1), look)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield f"http://{HOST}:{server.server_address[1]}/"
+    finally:
+        stopped.set()
+        server.shutdown()
+        server.server_close()
+        threads[0].join()
+
+
+def _listen(port: int, watch: Watch) -> _Server:
+    try:
+        return _Server(port, watch)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        why = "is in use" if error.errno == errno.EADDRINUSE else "may not be opened by you"
+        raise RunError(f"port {port} of {HOST} {why}; choose another with --port, or --port 0 for a free one") from None
+
+
+def watch_folder(
+    folder: str | Path, *, port: int, every_seconds: float, notify: Callable[[str], None], browser: bool
+) -> None:
+    """Serve a folder's report until Ctrl-C.
+
+    Args:
+        folder: A study's or a run's folder.
+        port: The port on 127.0.0.1, 0 for any that is free.
+        every_seconds: Least time between two looks at the folder.
+        notify: Where lines for people go.
+        browser: Whether to open the page, where there is a desktop.
+
+    Raises:
+        RunError: The folder is neither, or the port cannot be had.
+    """
+    try:
+        watch = Watch(folder, every_seconds=every_seconds)
+        with serving(watch, port) as address:
+            notify(f"watching {folder} at {address} (this machine only; Ctrl-C ends it)")
+            if browser:
+                _open(address)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        notify(f"stopped watching {folder}; nothing was written to it")
+
+
+def _open(address: str) -> None:
+    """Open the page where that opens a window; a browser for terminals would take this one over."""
+    import sys
+    import webbrowser
+
+    if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(address)
