@@ -15,7 +15,13 @@ from crossover.errors import RecipeError, RunError
 RunPaths = Annotated[
     list[Path], typer.Argument(help="A run folder, or a model folder; two with --compare.", show_default=False)
 ]
-Text = Annotated[str, typer.Option(help="Text to score: a file, a folder, or `test`/`dev` of the run.")]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        help="Text to score: a file, a folder, or `test`/`dev` of the run. Default: test, dev for checkpoints.",
+        show_default=False,
+    ),
+]
 Procedures = Annotated[
     list[str] | None,
     typer.Option(
@@ -51,6 +57,14 @@ Out = Annotated[
     Path | None,
     typer.Option(help="Folder for the score cards; <run>/scores/tasks by default for tasks.", show_default=False),
 ]
+Checkpoints = Annotated[
+    str | None,
+    typer.Option(
+        help="Score checkpoints that the run kept, `all` or steps such as 100,200, and leave a table in "
+        "<run>/scores/tracking; with tasks and text both. What is there already is not scored again.",
+        show_default=False,
+    ),
+]
 Compare = Annotated[bool, typer.Option("--compare", help="Compare the kept scores of two runs.")]
 Allow = Annotated[
     list[str] | None, typer.Option(help="A field of the cards that may differ (--compare).", show_default=False)
@@ -60,7 +74,7 @@ Allow = Annotated[
 @app.command("eval", cls=SettingsCommand)
 def eval_command(
     runs: RunPaths,
-    text: Text = "test",
+    text: Text = None,
     procedure: Procedures = None,
     windows: Windows = 256,
     draws: Draws = None,
@@ -73,6 +87,7 @@ def eval_command(
     out: Out = None,
     compare: Compare = False,
     allow: Allow = None,
+    checkpoints: Checkpoints = None,
     trust: Trust = False,
 ) -> None:
     """Score a model on text or downstream tasks under declared procedures, or compare two; each number has its card."""
@@ -84,6 +99,11 @@ def eval_command(
         raise RunError(f"{stray} means something with --compare only, which takes two runs")
     run, folder = runs[0], model_folder(runs[0])
     of_tasks = {"evals": evals, "limit": limit, "fewshot": fewshot}
+    if checkpoints is not None:
+        from crossover.cli.tracking import track
+
+        names, sizes = None if tasks is None else _names(tasks), (windows, draws, positions)
+        return track(run, folder, checkpoints, text, names, procedure, sizes, {**of_tasks, "seed": seed}, out, trust)
     if tasks is not None:
         kept = out or (run / "scores" / "tasks" if (run / "recipe.yaml").exists() else None)
         settings = {**of_tasks, "draws": draws or 128, "positions": positions or 64, "seed": seed}
@@ -92,7 +112,7 @@ def eval_command(
     stray = [name for name, value in {**of_tasks, "seed": seed or None}.items() if value is not None]
     if stray:
         raise RecipeError(f"{stray[0]} means something for tasks only; add tasks=hellaswag")
-    _score_text(run, folder, text, procedure or ["all"], (windows, draws or 32, positions or 16), out, trust)
+    _score_text(run, folder, text or "test", procedure or ["all"], (windows, draws or 32, positions or 16), out, trust)
 
 
 def _compare(runs: Sequence[Path], tasks: str | None, allow: Sequence[str]) -> None:

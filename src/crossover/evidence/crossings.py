@@ -138,11 +138,25 @@ def crossings_of(
         RunError: A source cannot be used, or there is no such baseline.
     """
     named = [sources] if isinstance(sources, str | Path) else list(sources)
-    settings = tuple(_in_setting(setting, baseline, draws, seed) for setting in read_settings(named))
+    settings = tuple(crossings_in(setting, baseline, draws, seed) for setting in read_settings(named))
     return Crossings(settings, _tests(settings))
 
 
-def _in_setting(setting: Setting, baseline: str | None, draws: int, seed: int) -> SettingCrossings:
+def crossings_in(setting: Setting, baseline: str | None = None, draws: int = 1000, seed: int = 0) -> SettingCrossings:
+    """Find where the arms of one setting pass a baseline.
+
+    Args:
+        setting: The arms.
+        baseline: The arm that may be passed; by default the first one that is next-token training.
+        draws: Bootstrap draws.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The crossings of every other arm.
+
+    Raises:
+        RunError: There is no such baseline.
+    """
     holder, why = _baseline(setting, baseline)
     crossings: list[ArmCrossing] = []
     unknown: list[str] = []

@@ -1,0 +1,197 @@
+"""`crossover eval RUN checkpoints=...`: the kept checkpoints of a run, scored one after the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crossover.cli.options import say
+from crossover.errors import RecipeError, RunError
+
+# Where a task's data lie changes no answer of a model; the cards say what the data are.
+_PLACES = ("evals",)
+
+
+def track(
+    run: Path,
+    model: Path,
+    wanted: str,
+    text: str | None,
+    tasks: Sequence[str] | None,
+    procedures: Sequence[str] | None,
+    sizes: tuple[int, int | None, int | None],
+    of_tasks: Mapping[str, Any],
+    out: Path | None,
+    trust: bool,
+) -> None:
+    """Score checkpoints on held-out text, at tasks, or at both.
+
+    Args:
+        run: The run folder.
+        model: The model folder that it left.
+        wanted: "all", or steps.
+        text: "dev" or "test"; None means dev, and no text where there are tasks.
+        tasks: Names of tasks, or None.
+        procedures: Names of procedures; None means all for text, best for tasks.
+        sizes: Windows; draws and positions where they are given.
+        of_tasks: What tasks take besides.
+        out: Must be None: the scores have their place in the run folder.
+        trust: Whether the recipe's `imports` may run.
+
+    Raises:
+        RunError: There is no such checkpoint, or the text is not the run's.
+    """
+    if out is not None:
+        raise RunError(f"out has no effect with checkpoints; their scores are kept in {run}/scores/tracking")
+    stray = [name for name, value in of_tasks.items() if value is not None and (name, value) != ("seed", 0)]
+    if stray and tasks is None:
+        raise RecipeError(f"{stray[0]} means something for tasks only; add tasks=hellaswag")
+    windows, draws, positions = sizes
+    if text is not None or tasks is None:
+        of_text = {"windows": windows, "draws": draws or 32, "positions": positions or 16}
+        track_text(run, model, wanted, text or "dev", procedures or ["all"], of_text, trust)
+    if tasks is not None:
+        settings = {**of_tasks, "draws": draws or 128, "positions": positions or 64}
+        track_tasks(run, model, wanted, tasks, procedures or ["best"], settings)
+
+
+def track_text(
+    run: Path,
+    model: Path,
+    wanted: str,
+    split: str,
+    procedures: Sequence[str],
+    sizes: Mapping[str, int],
+    trust: bool,
+) -> None:
+    """Score checkpoints on the run's own held-out text.
+
+    Args:
+        run: The run folder.
+        model: The model folder that it left.
+        wanted: "all", or steps.
+        split: "dev" or "test".
+        procedures: Names of procedures, or "all".
+        sizes: "windows", "draws" and "positions".
+        trust: Whether the recipe's `imports` may run.
+
+    Raises:
+        RunError: There is no such checkpoint, or the text is not the run's.
+    """
+    from crossover.evidence.run import read_run
+    from crossover.registry import trust_imports
+    from crossover.scoring.command import score_folder
+
+    if split not in ("dev", "test"):
+        raise RunError(f"text={split}: checkpoints are scored on the run's own text; text=dev or text=test")
+    _of_run(run)
+    recipe = read_run(run).recipe
+    trust_imports(recipe.get("imports") or (), trust=trust, origin=str(run / "recipe.yaml"))
+
+    def score(folder: Path, procedure: str) -> tuple[Mapping[str, Any], Mapping[str, Any], Sequence[str]]:
+        (found,) = score_folder(folder, recipe, split=split, procedures=[procedure], **sizes)
+        row = found.row()
+        measures = {
+            "bits_per_byte": (row["bits_per_byte"], row["standard_error_bits"]),
+            "loss_nats": (row["loss_nats"], row["standard_error_nats"]),
+        }
+        return row, measures, [found.line().splitlines()[0]]
+
+    _track(run, model, wanted, [split], procedures, dict(sizes), lambda name: score)
+
+
+def track_tasks(
+    run: Path, model: Path, wanted: str, tasks: Sequence[str], procedures: Sequence[str], settings: Mapping[str, Any]
+) -> None:
+    """Score checkpoints at downstream tasks.
+
+    Args:
+        run: The run folder.
+        model: The model folder that it left.
+        wanted: "all", or steps.
+        tasks: Names of tasks.
+        procedures: Names of procedures, or "best".
+        settings: Those of `crossover.scoring.tasks.evaluate.evaluate`.
+
+    Raises:
+        RunError: There is no such checkpoint.
+    """
+    from crossover.scoring.tasks.evaluate import evaluate
+
+    def scorer(task: str) -> Callable[[Path, str], Any]:
+        def score(folder: Path, procedure: str) -> tuple[Mapping[str, Any], Mapping[str, Any], Sequence[str]]:
+            (found,) = evaluate(folder, [task], procedure, notify=_notify, **settings)
+            measures = {name: (item.value, item.standard_error) for name, item in found.measures.items()}
+            return found.record(), measures, found.lines()[:1]
+
+        return score
+
+    asked = {key: value for key, value in settings.items() if key not in _PLACES}
+    _track(run, model, wanted, tasks, procedures, asked, scorer)
+
+
+def _track(
+    run: Path,
+    model: Path,
+    wanted: str,
+    names: Sequence[str],
+    procedures: Sequence[str],
+    asked: Mapping[str, Any],
+    scorer: Callable[[str], Callable[[Path, str], Any]],
+) -> None:
+    from crossover.evidence.tracking import Score, is_scored, keep, write_table
+    from crossover.scoring.checkpoints import as_model, modes_of
+
+    clocks, weights = _of_run(run)
+    asked = {**asked, "weights": weights}
+    for kept, clock in clocks(wanted):
+        done, todo = 0, []
+        for what in names:
+            for mode in dict.fromkeys(mode for name in procedures for mode in modes_of(model, name)):
+                name = f"{what}-{mode}"
+                done += (there := is_scored(run, kept.step, name, asked))
+                todo += [] if there else [(what, mode, name)]
+        if done:
+            say(f"step {kept.step:,}: {done} score(s) are there already")
+        if not todo:
+            continue
+        with as_model(kept, model, weights) as folder:
+            for what, mode, name in todo:
+                record, measures, lines = scorer(what)(folder, mode)
+                keep(run, Score(clock, name, asked, measures, record))
+                for line in lines:
+                    say(f"step {kept.step:,}, epoch {clock['epochs']:.2f}: {line}")
+    for path in write_table(run):
+        say(f"kept: {path}")
+
+
+def _of_run(run: Path) -> tuple[Callable[[str], Iterator[tuple[Any, dict[str, float]]]], str]:
+    from crossover.evidence.run import read_run
+    from crossover.scoring.checkpoints import kept_checkpoints
+
+    if not (run / "recipe.yaml").exists():
+        raise RunError(f"{run}: is no run folder; checkpoints are those of a run")
+    record = read_run(run)
+    tokens = float(record.manifest.get("train_tokens") or record.manifest["unique_tokens"])
+
+    def clocks(wanted: str) -> Iterator[tuple[Any, dict[str, float]]]:
+        for kept in kept_checkpoints(run, _steps(wanted)):
+            clock = {"step": kept.step, "data_tokens": kept.data_tokens, "epochs": kept.data_tokens / tokens}
+            yield kept, {**clock, "flops": kept.flops, "flops_6nd": kept.flops_6nd}
+
+    return clocks, str((record.recipe.get("scoring") or {}).get("weights", "raw"))
+
+
+def _steps(wanted: str) -> list[int] | None:
+    if wanted == "all":
+        return None
+    parts = [part.strip() for part in wanted.strip("[]").split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise RecipeError(f"checkpoints={wanted}: expected `all` or steps such as 100,200")
+    return [int(part) for part in parts]
+
+
+def _notify(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
