@@ -3,7 +3,7 @@
 usage: python benchmarks/probes.py [--epochs 12] [--repeats 3] [--threads 1] [--json FILE]
 
 Trains the beginning of recipes/scarce.yaml for so many epochs under `watch(...)`, with all five signals at the default
-share of 5% and with a share of 0, which probes nothing; the controller inside is next-token training or an even mix.
+share and with a share of 0, which probes nothing; the controller inside is next-token training or an even mix.
 "FLOPs" is the probes' part of the training FLOPs, "timed" the part of the training time that passed inside probes and
 signals (evaluations apart), "ratio" the training time with probes over that without, medians over the repeats.
 """
@@ -17,12 +17,14 @@ from pathlib import Path
 
 from table import Table, add_options, begin, finish
 
+from crossover.control.controllers.rules import Watch
 from crossover.data.prepare import prepare
 from crossover.evidence.files import read_json
 from crossover.evidence.run import RunFolder
 from crossover.recipe import load, to_tree
 from crossover.training import train as loop
 
+PROBE_SHARE = Watch.probe_share
 RECIPE = Path(__file__).parent.parent / "recipes" / "scarce.yaml"
 MIXES = {"next-token": "autoregressive", "even mix": "{autoregressive: 0.5, masked: 0.5}"}
 
@@ -54,8 +56,9 @@ def train_once(mix: str, share: float, options: argparse.Namespace) -> dict[str,
 
 def in_turn(mix: str, turn: int, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
     """Train with probes and without; who begins changes from turn to turn."""
-    found = {share: train_once(mix, share, options) for share in ((0.05, 0.0) if turn % 2 == 0 else (0.0, 0.05))}
-    return found[0.05], found[0.0]
+    both = (PROBE_SHARE, 0.0)
+    found = {share: train_once(mix, share, options) for share in (both if turn % 2 == 0 else both[::-1])}
+    return found[PROBE_SHARE], found[0.0]
 
 
 def main() -> None:
@@ -66,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     begin(options)
     # The first run of a process pays for what all others find done.
-    train_once(MIXES["next-token"], 0.05, argparse.Namespace(**{**vars(options), "epochs": 1.0}))
+    train_once(MIXES["next-token"], PROBE_SHARE, argparse.Namespace(**{**vars(options), "epochs": 1.0}))
     table = Table({"mix": "", "FLOPs": ".2%", "timed": ".2%", "ratio": ".3f"})
     for name, mix in MIXES.items():
         runs = [in_turn(mix, turn, options) for turn in range(options.repeats)]
