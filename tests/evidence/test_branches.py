@@ -79,7 +79,8 @@ def _check_curves(folder: Path) -> None:
     rows = [row for row in ends if row["procedure"] == "ar"]
     assert plain.curves["ar"][0].bits_E == pytest.approx([row["bits_per_byte"] for row in rows])
     assert crossings_of([folder])
-    assert json.loads((folder / "report.json").read_text("utf-8"))["runs_planned"] == 6
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert report["runs_planned"] == 6 and report["proof"]["matched"] and report["proof"]["runs"] == 6
 
 
 def test_a_second_start_makes_nothing_anew(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from crossover.evidence.compare import ArmScore, Comparison, compare, is_autoreg
 from crossover.evidence.crossing import VARIANTS, Crossing, find_crossing, sentence
 from crossover.evidence.display import mix_text
 from crossover.evidence.headline import headline, standing
-from crossover.evidence.match import Proof, controller_name, prove_matched
+from crossover.evidence.match import Proof, controller_name, prove_matched, together
 from crossover.evidence.page.samples import samples_of
 from crossover.evidence.plots import ArmCurves
 from crossover.evidence.regret import regrets
@@ -62,9 +62,7 @@ def find(view: View, curves: Sequence[ArmCurves]) -> Findings:
         The findings.
     """
     comparison = _comparison(view)
-    # A run that has only just begun has recorded nothing yet that could be held against it.
-    begun = [run for run in view.runs if run.manifest]
-    proof = prove_matched(begun, vary=view.vary, tunable=view.tunable) if len(begun) > 1 else None
+    proof = _proof(view)
     # Of several next-token arms the best one is to be passed, and the verdict names the same one.
     plain = [arm for arm, runs in view.arms.items() if runs and is_autoregressive(runs[0].recipe)]
     holder = (comparison.autoregressive if comparison else None) or next(iter(plain), None)
@@ -271,6 +269,18 @@ def _share(run: RunRecord, part: str, whole: str) -> float | None:
     """Divide two amounts of a run's ledger, where both are recorded."""
     spent, of = run.ledger.get(part), run.ledger.get(whole)
     return spent / of if isinstance(spent, int | float) and isinstance(of, int | float) and of > 0 else None
+
+
+def _proof(view: View) -> Proof | None:
+    """Prove the runs matched, budget by budget; a smaller budget once all of its runs have ended."""
+    # A run that has only just begun has recorded nothing yet that could be held against it.
+    groups = [[run for run in view.runs if run.manifest]]
+    branches = [run for runs in view.branches.values() for run in runs]
+    for amount in view.budgets:
+        group = [run for run in branches if (run.manifest.get("budget") or {}).get("amount") == amount]
+        groups += [group] if len(group) == len(view.runs) else []
+    proofs = [prove_matched(group, vary=view.vary, tunable=view.tunable) for group in groups if len(group) > 1]
+    return together(proofs) if proofs else None
 
 
 def _proof_facts(proof: Proof | None, view: View) -> dict[str, Any] | None:

@@ -107,6 +107,23 @@ def prove_matched(runs: Sequence[RunRecord | Mapping[str, Any]], *, vary: str, t
     return Proof(mismatches, _declared(facts, allowed), len(keys) + 3 + len(groups), len(runs))
 
 
+def together(proofs: Sequence[Proof]) -> Proof:
+    """Make one proof of several, each of which compared runs of one budget.
+
+    Args:
+        proofs: One or more.
+
+    Returns:
+        Every mismatch, everything declared, keys and runs added up.
+    """
+    declared: dict[str, dict[str, Any]] = {}
+    for proof in proofs:
+        for key, held in proof.declared.items():
+            declared.setdefault(key, {}).update(held)
+    mismatches = tuple(item for proof in proofs for item in proof.mismatches)
+    return Proof(mismatches, declared, sum(one.checked for one in proofs), sum(one.runs for one in proofs))
+
+
 def controller_name(recipe: Mapping[str, Any]) -> str:
     """Read the name of a resolved recipe's controller, such as "switch"; the outer one where one wraps another."""
     controller = recipe.get("controller") or {}

@@ -111,12 +111,14 @@ class Stepper:
         slice_tokens = self.loader.windows_per_slice * self.loader.context
         step_tokens = float(slice_tokens * len(kinds))
         sums: dict[str, Tensor] = {}
-        spread = Spread(self.model, kinds) if measure else None
+        batches = micro_batches(kinds, self.micro_batch_slices)
+        # One micro-batch of a kind has nothing to differ from.
+        spread = Spread(self.model, kinds) if measure and len(batches) > len(set(kinds)) else None
         routing = self.model.routing
         if routing is not None:
             routing.forget()
         with perturbed(self.model.inner, self.parameter_noise, self.seed, step):
-            for kind, slices in micro_batches(kinds, self.micro_batch_slices):
+            for kind, slices in batches:
                 torch.manual_seed(torch_seed(self.seed, "dropout", step, slices[0]))
                 loss = self.loss(self.example(step, kind, slices), step_tokens)
                 loss.backward()
