@@ -246,8 +246,11 @@ def test_two_settings_are_tested_against_one_another(tmp_path):
     for name, gap in (("small", 0.0), ("large", 0.15)):
         arms = {("ar", seed): HOLDER for seed in range(4)}
         arms |= {("masked", seed): CHALLENGER + gap + 0.01 * seed for seed in range(4)}
-        write_table(tmp_path / f"{name}.csv", arms)
+        write_table(tmp_path / f"{name}.csv", arms, more=[("epochs", range(1, len(HOLDER) + 1))])
     found = crossings_of([tmp_path / "small.csv", tmp_path / "large.csv"])
-    (pair,) = found.tests
-    assert pair.test.earlier == "first" and pair.test.p_value == pytest.approx(2 / 70)
-    assert "masked crosses earlier in" in lines_of(found)[-1] and "exact permutation" in lines_of(found)[-1]
+    assert [pair.axis for pair in found.tests] == ["flops", "epochs"]
+    for pair in found.tests:
+        assert pair.test.earlier == "first" and pair.test.p_value == pytest.approx(2 / 70)
+    told = "\n".join(lines_of(found))
+    assert told.count("masked crosses earlier in") == 2 and "exact permutation" in told
+    assert "2 tests were made" in told

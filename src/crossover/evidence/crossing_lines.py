@@ -42,9 +42,9 @@ def lines_of(found: Crossings) -> list[str]:
     lines: list[str] = []
     for setting in found.settings:
         lines += [*([""] if lines else []), *_setting_lines(setting)]
-    if found.tests:
-        lines += ["", "settings against one another, best so far at matched FLOPs:"]
-        lines += [f"  {logrank_sentence(one.test, one.first, one.second, one.arm)}" for one in found.tests]
+    for axis, way in (("flops", "best so far at matched FLOPs"), ("epochs", "latest at the same epoch")):
+        told = [logrank_sentence(one.test, one.first, one.second, one.arm) for one in found.tests if one.axis == axis]
+        lines += ["", f"settings against one another, {way}:", *(f"  {line}" for line in told)] if told else []
     if len(found.tests) > 1:
         lines.append(f"  each p-value stands alone; {len(found.tests)} tests were made")
     return lines

@@ -20,6 +20,8 @@ from crossover.evidence.seed_leads import confirmed
 Interval = tuple[float, float]
 # A seed's own crossing is a point of a survival curve; its bootstrap needs fewer draws.
 DRAWS_PER_SEED = 200
+# By what settings are held against one another.
+TESTED = ("flops", "epochs")
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,18 @@ class SettingCrossings:
 
 @dataclass(frozen=True)
 class SettingTest:
-    """Whether an arm crosses earlier in one setting than in another, at matched FLOPs.
+    """Whether an arm crosses earlier in one setting than in another.
 
     Args:
         arm: The arm.
+        axis: What is matched: "flops" (best so far) or "epochs" (latest).
         first: Name of the first setting.
         second: Name of the second.
         test: The log-rank test over seeds.
     """
 
     arm: str
+    axis: str
     first: str
     second: str
     test: LogRank
@@ -281,14 +285,17 @@ def _per_seed(
 
 
 def _tests(settings: Sequence[SettingCrossings]) -> tuple[SettingTest, ...]:
-    """Hold settings against one another at matched FLOPs, for every arm that two of them share."""
-    followed = [
-        {one.challenger: one.passages for one in setting.crossings if one.axis == "flops" and one.survival}
-        for setting in settings
-    ]
-    return tuple(
-        SettingTest(arm, settings[i].name, settings[j].name, logrank(followed[i][arm], followed[j][arm]))
-        for i, j in combinations(range(len(settings)), 2)
-        for arm in followed[i]
-        if arm in followed[j] and settings[i].baseline == settings[j].baseline
-    )
+    """Hold settings against one another, at matched FLOPs and at the same epoch, for every arm that two share."""
+    found = []
+    for axis in TESTED:
+        followed = [
+            {one.challenger: one.passages for one in setting.crossings if one.axis == axis and one.survival}
+            for setting in settings
+        ]
+        found += [
+            SettingTest(arm, axis, settings[i].name, settings[j].name, logrank(followed[i][arm], followed[j][arm]))
+            for i, j in combinations(range(len(settings)), 2)
+            for arm in followed[i]
+            if arm in followed[j] and settings[i].baseline == settings[j].baseline
+        ]
+    return tuple(found)

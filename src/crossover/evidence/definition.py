@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import yaml
+from pydantic import TypeAdapter
 
 from crossover.errors import RecipeError, nearest
 from crossover.evidence.tune import Tune
 from crossover.recipe import resolve, to_tree, trust_imports
-from crossover.sections import budget_label
+from crossover.sections import Amount, budget_label
 from crossover.trees import apply, read_tree, without_views
 
 KEYS = ("name", "recipe", "vary", "arms", "seeds", "budget", "budgets", "set", "tunable", "tune", "jobs")
@@ -267,19 +269,27 @@ def _budget(reader: _Reader, key: str, value: Any) -> dict[str, Any]:
 
 def _budgets(reader: _Reader, budget: Mapping[str, Any]) -> tuple[float, ...]:
     given = reader.tree.get("budgets") or []
-    (currency, largest), *_ = budget.items()
-    amounts = [number(amount) for amount in given] if isinstance(given, list) else []
-    wrong = [item for item in amounts if not isinstance(item, int | float) or not 0 < item < float(largest)]
-    if wrong or not isinstance(given, list):
+    (currency, stated), *_ = budget.items()
+    largest = _amount(stated) or 0.0
+    amounts = [found for item in given if (found := _amount(item)) is not None] if isinstance(given, list) else []
+    if not isinstance(given, list) or len(amounts) < len(given) or any(amount >= largest for amount in amounts):
         raise reader.error(
-            "budgets", f"expected a list of {currency} between 0 and the budget's {largest}, not {given!r}"
+            "budgets", f"expected a list of {currency} between 0 and the budget's {stated}, not {given!r}"
         )
     if amounts and currency == "minutes":
         raise reader.error("budgets", "minutes are converted run by run; give budget and budgets in flops or tokens")
-    labels = [budget_label(float(amount)) for amount in amounts]
-    if len({*labels, budget_label(float(largest))}) <= len(labels):
+    labels = [budget_label(amount) for amount in amounts]
+    if len({*labels, budget_label(largest)}) <= len(labels):
         raise reader.error("budgets", f"a budget stands twice in {given!r}, or is the study's own")
-    return tuple(sorted(float(amount) for amount in amounts))
+    return tuple(sorted(amounts))
+
+
+def _amount(value: Any) -> float | None:
+    """Read an amount of a budget, such as 2e12 or 480k; None where it is none."""
+    try:
+        return TypeAdapter(Amount).validate_python(number(value))
+    except pydantic.ValidationError:
+        return None
 
 
 def _tune(reader: _Reader) -> Tune | None:
