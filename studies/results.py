@@ -2,6 +2,7 @@
 
 usage: python studies/results.py controllers stdlib-50k=runs/controllers-stdlib english-50k=runs/transfer-english ...
        python studies/results.py tasks runs/both-modes
+       python studies/results.py crossings 10k-small=runs/reproduction-10k-small ...
 
 A page has places such as `<!-- begin stdlib-50k -->` ... `<!-- end stdlib-50k -->`: what is between is replaced.
 """
@@ -21,6 +22,10 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot
 
+from crossover.evidence.censored import logrank_sentence
+from crossover.evidence.crossing_lines import sentence_of
+from crossover.evidence.crossings import crossings_of
+
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "results"
 TASKS = ("hellaswag", "arc_easy", "mmlu", "lambada", "blimp")
 CHANCE = {"hellaswag": 0.25, "arc_easy": 0.25, "mmlu": 0.25, "lambada": 0.0, "blimp": 0.5}
@@ -30,13 +35,18 @@ MEASURES = ("acc", "acc_norm", "acc_bytes", "bits_per_byte")
 def main() -> None:
     """Write a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", choices=("controllers", "tasks"))
-    parser.add_argument("sources", nargs="+", help="SETTING=STUDY for controllers, a run folder for tasks")
+    parser.add_argument("page", choices=("controllers", "tasks", "crossings"))
+    parser.add_argument(
+        "sources", nargs="+", help="SETTING=STUDY for controllers and crossings, a run folder for tasks"
+    )
     options = parser.parse_args()
+    named = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.sources)}
     if options.page == "tasks":
         write_tasks(Path(options.sources[0]))
+    elif options.page == "crossings":
+        write_crossings(named)
     else:
-        write_controllers({name: Path(folder) for name, _, folder in (item.partition("=") for item in options.sources)})
+        write_controllers(named)
 
 
 def fill(page: str, name: str, text: str) -> None:
@@ -184,6 +194,72 @@ def draw_tasks(rows: Sequence[Mapping[str, Any]]) -> None:
         panels[0].plot([CHANCE[task]] * 2, [place - 0.2, place + 0.55], color="0.6", linestyle=":")
     panels[1].legend(frameon=False)
     figure.savefig(PAGES / "tasks.svg", metadata={"Date": None})
+
+
+# ---- crossings
+
+
+def write_crossings(studies: Mapping[str, Path]) -> None:
+    """Write the page of the crossings by size of text and model; a setting is called TEXT-MODEL, such as 10k-small."""
+    found = crossings_of(list(studies.values()))
+    rows = [
+        _crossing_row(name, folder, setting)
+        for (name, folder), setting in zip(studies.items(), found.settings, strict=True)
+    ]
+    head = ("setting", "unique tokens", "parameters", "seeds", "same epoch", "each seed, epochs", "best so far, FLOPs")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [f"| {' | '.join(row['cells'])} |" for row in rows]
+    fill("crossings.md", "table", "\n".join(lines))
+    tests = {axis: [one for one in found.tests if one.axis == axis] for axis in ("epochs", "flops")}
+    names = {setting.name: name for name, setting in zip(studies, found.settings, strict=True)}
+    told = [logrank_sentence(one.test, names[one.first], names[one.second], one.arm) for one in tests["epochs"]]
+    fill("crossings.md", "tests", "\n".join(f"- {line}" for line in told))
+    keep("crossings.json", [{key: row[key] for key in row if key != "cells"} for row in rows])
+    draw_crossings(rows)
+
+
+def _crossing_row(name: str, folder: Path, setting: Any) -> dict[str, Any]:
+    manifest = json.loads(next(folder.glob("*/seed-*/manifest.json")).read_text("utf-8"))
+    epochs, flops = (next(one for one in setting.crossings if one.axis == axis) for axis in ("epochs", "flops"))
+    row = {"setting": name, "unique_tokens": manifest["train_tokens"], "parameters": manifest["parameters"],
+           "status": epochs.status, "epochs": epochs.root, "interval": epochs.interval, "followed_epochs": epochs.c_max,
+           "seeds": [{"seed": one.seed, "epochs": one.at, "crossed": one.crossed} for one in epochs.passages],
+           "best_so_far": sentence_of(flops), "same_epoch": sentence_of(epochs)}  # fmt: skip
+    each = ", ".join(f"{one.at:.1f}" if one.crossed else f"not by {one.at:.0f}" for one in epochs.passages)
+    cells = (name, f"{row['unique_tokens']:,}", f"{row['parameters']:,}", str(len(epochs.passages)),
+             _passed(epochs, ".1f"), each, _passed(flops, ".2e"))  # fmt: skip
+    return {**row, "cells": cells}
+
+
+def _passed(one: Any, form: str) -> str:
+    if one.status == "crossed" and one.interval is not None:
+        return f"{one.root:{form}} [{one.interval[0]:{form}}, {one.interval[1]:{form}}]"
+    return one.status if one.status == "always ahead" else f"not by {one.c_max:{form}}"
+
+
+def draw_crossings(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the epoch of each crossing against the text, a line for each model; what did not cross as an arrow."""
+    matplotlib.rcParams["svg.hashsalt"] = "crossings"
+    figure, panel = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    sizes = dict.fromkeys(row["parameters"] for row in rows)
+    for index, size in enumerate(sizes):
+        mine = sorted((row for row in rows if row["parameters"] == size), key=lambda row: row["unique_tokens"])
+        crossed = [row for row in mine if row["interval"]]
+        spans = [
+            [row["epochs"] - row["interval"][0] for row in crossed],
+            [row["interval"][1] - row["epochs"] for row in crossed],
+        ]
+        texts = [row["unique_tokens"] for row in crossed]
+        panel.errorbar(texts, [row["epochs"] for row in crossed], yerr=spans, fmt=f"{'os^D'[index % 4]}-", capsize=3,
+                       label=f"{size:,} parameters")  # fmt: skip
+        for row in mine:
+            if not row["interval"]:
+                panel.plot(
+                    row["unique_tokens"], row["followed_epochs"], f"C{index}", marker=r"$\uparrow$", markersize=14
+                )
+    panel.set(xscale="log", yscale="log", xlabel="unique tokens", ylabel="masked passes next-token at epoch")
+    panel.legend(frameon=False)
+    figure.savefig(PAGES / "crossings.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
