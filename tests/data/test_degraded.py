@@ -50,14 +50,22 @@ def test_held_out_text_and_tokenizer_are_those_of_the_clean_text(levels: dict[fl
 def test_the_training_text_keeps_its_documents_lengths_bytes_and_pieces(levels: dict[float, PreparedText]) -> None:
     clean, spoiled = levels[0.0], levels[0.6]
     for name in ("train_offsets", "train_bytes"):
-        # The last document is cut by the token budget; what is left of it may hold other pieces.
         left, right = (np.load(one.folder / f"{name}.npy") for one in (clean, spoiled))
-        assert np.array_equal(left[:-1], right[:-1])
+        assert np.array_equal(left, right)
     ends = np.load(clean.folder / "train_offsets.npy")
     before, after = clean.train_tokens(True), spoiled.train_tokens(True)
-    for start, end in itertools.pairwise(ends[:-1]):
+    for start, end in itertools.pairwise(ends):
         assert np.array_equal(np.sort(before[start:end]), np.sort(after[start:end]))
-        assert after[end - 1] == clean.vocabulary.eos_id
+    assert all(after[end - 1] == clean.vocabulary.eos_id for end in ends[1:-1])
+
+
+def test_no_token_from_beyond_the_budget_comes_into_the_training_text(levels: dict[float, PreparedText]) -> None:
+    clean = levels[0.0]
+    ends, tokens = np.load(clean.folder / "train_offsets.npy"), clean.train_tokens(True)
+    assert ends[-1] == 3000 and tokens[-1] != clean.vocabulary.eos_id, "the budget cuts a document"
+    for share in (0.3, 0.6, 1.0):
+        assert np.array_equal(np.sort(levels[share].train_tokens(True)), np.sort(tokens))
+        assert np.any(levels[share].train_tokens(True)[ends[-2] :] != tokens[ends[-2] :]), "its rest is degraded too"
 
 
 def test_more_is_moved_at_a_higher_share(levels: dict[float, PreparedText]) -> None:

@@ -59,7 +59,7 @@ def test_every_arm_has_a_decayed_point_at_every_budget(study: Path, tmp_path: Pa
             assert last < 0.5 * 3e-3, "the learning rate has not decayed"
     # The plan of the one does not depend on the horizon, the other's does: it ran once per budget.
     assert all(begins["autoregressive", label]["step"] > 0 for label in ("8000", "13000"))
-    assert all(begins["dual", label] is None for label in ("8000", "13000"))
+    assert all(begins["dual", label]["step"] == 0 for label in ("8000", "13000"))
     shorter = [tmp_path / "made" / "dual" / f"budget-{label}" / "seed-0" for label in ("8000", "13000")]
     assert all(len(read_rows(run / "decisions.jsonl")) == 1 for run in shorter)
     assert not list((tmp_path / "made").glob("*/seed-0/forks/*")), "forks that were used are kept"

@@ -16,12 +16,22 @@ from evidence.synthetic import AUTOREGRESSIVE, MASKED
 
 STEPS = np.arange(1, 9) * 100
 ITEMS, PARTS = 600, 3
+CARD = {
+    "exact": True,
+    "limit": None,
+    "fewshot": [0],
+    "seed": 0,
+    "data": {"part0": "a1"},
+    "definitions": {"part0": "b1"},
+}
 
 
-def answer(run: Path, seed: int, chances_E, *, task: str = "blimp", procedure: str = "ar", items: int = ITEMS) -> None:
+def answer(
+    run: Path, seed: int, chances_E, *, task: str = "blimp", procedure: str = "ar", items: int = ITEMS, **card
+) -> None:
     """Score checkpoints: an item is right when its own hardness is below the model's chance."""
     hardness = stream(0, "items").random((PARTS, items // PARTS))
-    for step, chance in zip(STEPS, chances_E, strict=True):
+    for step, chance in zip(STEPS[-len(chances_E) :], chances_E, strict=True):
         jitter = 0.02 * stream(seed, str(run), int(step)).standard_normal(hardness.shape)
         right = (hardness + jitter < chance).astype(float)
         gold = 20 * (1.5 - chance) * (0.5 + hardness)
@@ -31,7 +41,8 @@ def answer(run: Path, seed: int, chances_E, *, task: str = "blimp", procedure: s
             for part in range(PARTS)
         }  # fmt: skip
         bits = float(gold.sum() / math.log(2) / (30 * gold.size))
-        record = {"task": task, "procedure": procedure, "items": right.size, "answers": answers, "card": {}}
+        record = {"task": task, "procedure": procedure, "items": right.size, "answers": answers,
+                  "card": {**CARD, "weights_sha256": f"{run} {step}", **card}}  # fmt: skip
         clock = {"step": int(step), "data_tokens": int(step) * 100, "epochs": step / 10, "flops": step * 1e6,
                  "flops_6nd": step * 2e6}  # fmt: skip
         measures = {"acc": (float(right.mean()), 0.01), "bits_per_byte": (bits, 0.02)}
@@ -95,6 +106,47 @@ def test_what_is_missing_or_mixed_up_is_told(study):
         for procedure in ("nelbo", "order(x)"):
             answer(study / "masked" / f"seed-{seed}", seed, RISES, procedure=procedure)
     with pytest.raises(RunError, match="which procedure reads 'masked' at blimp"):
+        downstream_settings([study], "blimp")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"fewshot": [5]}, r"fewshot: \[0\] in the first, \[5\] in the second"),
+        ({"data": {"part0": "a2"}}, "data.part0: a1 in the first, a2 in the second"),
+        ({"definitions": {"part0": "b2"}}, "definitions.part0: b1 in the first, b2 in the second"),
+        ({"draws": 64}, "draws: not stated in the first, 64 in the second"),
+        ({"precision": "bfloat16"}, "precision: not stated in the first, bfloat16 in the second"),
+    ],
+)
+def test_answers_that_were_asked_in_different_ways_make_no_crossing(study, changed, told):
+    """Of two arms, of two seeds of an arm, and of two checkpoints of a run."""
+    for runs, steps in ((("masked/seed-0", "masked/seed-1"), 8), (("masked/seed-1",), 8), (("ar/seed-0",), 5)):
+        plant(study)
+        for run in runs:
+            answer(study / run, int(run[-1]), RISES[:steps], **changed)
+        with pytest.raises(RunError, match=told) as caught:
+            downstream_settings([study], "blimp")
+        assert "step " in str(caught.value) and "--allow" not in str(caught.value)
+
+
+def test_arms_may_be_read_by_different_procedures_and_by_nothing_else_that_differs(study):
+    for bound in ({"exact": False, "draws": 128}, {"exact": False, "draws": 128, "fewshot": [5]}):
+        for seed in (0, 1):
+            answer(study / "ar" / f"seed-{seed}", seed, STAYS)
+            answer(study / "masked" / f"seed-{seed}", seed, RISES, procedure="nelbo", **bound)
+        if "fewshot" not in bound:
+            assert "masked by nelbo" in downstream_settings([study], "blimp")[0].notes[0]
+    with pytest.raises(RunError, match="fewshot") as caught:
+        downstream_settings([study], "blimp")
+    assert "draws" not in str(caught.value)
+
+
+def test_arms_that_were_asked_different_items_make_no_crossing(study):
+    plant(study)
+    for seed in (0, 1):
+        answer(study / "masked" / f"seed-{seed}", seed, RISES, items=ITEMS - PARTS)
+    with pytest.raises(RunError, match="'ar', seed 0, and 'masked', seed 0, were asked different items"):
         downstream_settings([study], "blimp")
 
 

@@ -86,6 +86,23 @@ def test_experts_compute_what_transformers_computes(choices, theirs) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_the_same_pass_gives_the_same_gradient_on_several_threads() -> None:
+    """From three choices on, a sum whose terms come in any order would differ from pass to pass."""
+    model = sparse(width=64, experts=8, experts_per_token=3, heads=2, head_width=32)
+    ids = stream(0, "text").integers(0, 8, (64, 8))
+    example = Autoregressive().corrupt(ids, stream(0, "mask"), WORDS)
+    threads, found = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(8):
+            backward(model, example, 512.0)
+            found.append(gradients(model))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in found[0].items())
+
+
 def test_routers_and_residual_stream_stay_exact_where_products_are_rounded() -> None:
     model = sparse()
     seen = []

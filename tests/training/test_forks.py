@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from crossover.errors import RunError
-from crossover.evidence.branches import begin_branch
+from crossover.errors import RecipeError, RunError
+from crossover.evidence.branches import begin_branch, forget_fork
 from crossover.evidence.files import read_json
 from crossover.evidence.run import RunFolder
 from crossover.recipe import Recipe, to_tree
@@ -82,4 +83,57 @@ def test_without_a_fork_the_run_is_made_from_the_start(made: Callable[..., Any],
     made(tmp_path / "trunk", budget={"tokens": 12_000})
     branch = made(tmp_path / "branch", branch_of=tmp_path / "trunk", budget={"tokens": 7_000})
     assert branch == made(tmp_path / "alone", budget={"tokens": 7_000})
-    assert "branch" not in read_json(tmp_path / "branch" / "manifest.json")
+    assert read_json(tmp_path / "branch" / "manifest.json")["branch"]["step"] == 0
+
+
+def test_seconds_go_on_across_a_fork(made: Callable[..., Any], tmp_path: Path) -> None:
+    made(tmp_path / "trunk", (12_000.0,), budget={"tokens": 20_000})
+    made(tmp_path / "branch", branch_of=tmp_path / "trunk", budget={"tokens": 12_000})
+    rows = [json.loads(line) for line in (tmp_path / "branch" / "steps.jsonl").read_text("utf-8").splitlines()]
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize("damage", ["checksum", "rescued", "gone"])
+def test_a_fork_that_cannot_be_used_is_not(damage: str, made: Callable[..., Any], tmp_path: Path) -> None:
+    # The ramp begins after the shorter run's end: alone such a recipe would be refused, as a branch it is not.
+    late = {**RAMP, "from_epochs": 2.5, "to_epochs": 2.6}
+    made(tmp_path / "trunk", (12_000.0,), budget={"tokens": 20_000}, controller=late)
+    (fork,) = (tmp_path / "trunk" / "forks" / "12000").glob("step-*")
+    if damage == "checksum":
+        (fork / "model.safetensors").write_bytes(b"half")
+    elif damage == "rescued":
+        state = read_json(fork / "state.json")
+        state["state"]["rollbacks"] = 1
+        (fork / "state.json").write_text(json.dumps(state))
+        sums = read_json(fork / "checksums.json")
+        sums["state.json"] = hashlib.sha256((fork / "state.json").read_bytes()).hexdigest()
+        (fork / "checksums.json").write_text(json.dumps(sums))
+    else:
+        forget_fork(tmp_path / "trunk", 12_000.0)
+    branch = made(tmp_path / "branch", branch_of=tmp_path / "trunk", budget={"tokens": 12_000}, controller=late)
+    manifest = read_json(tmp_path / "branch" / "manifest.json")
+    assert manifest["branch"]["step"] == 0 and manifest["versions"]
+    assert [row["step"] for row in branch["steps"]] == list(range(1, 25))
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [({"flops": 1e9}, "is no smaller budget than"), ({"tokens": 30_000}, "is no smaller budget than")],
+)
+def test_a_branch_in_another_currency_or_longer_is_refused(budget, told, made, tmp_path: Path) -> None:
+    made(tmp_path / "trunk", (12_000.0,), budget={"tokens": 20_000})
+    with pytest.raises(RunError, match=told):
+        made(tmp_path / "branch", branch_of=tmp_path / "trunk", budget=budget)
+
+
+def test_an_open_interval_of_evaluations_is_refused(made: Callable[..., Any], tmp_path: Path) -> None:
+    made(tmp_path / "trunk", (12_000.0,), budget={"tokens": 20_000}, scoring__every_tokens=None)
+    with pytest.raises(RunError, match="scoring.every_tokens is open"):
+        made(tmp_path / "branch", branch_of=tmp_path / "trunk", budget={"tokens": 12_000}, scoring__every_tokens=None)
+
+
+@pytest.mark.parametrize("amount", [0.0, -1.0, 20_000.0, 1e9])
+def test_forks_that_no_run_could_begin_at_are_refused(amount: float, made: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="expected a budget between 0 and the recipe's 20000 tokens"):
+        made(tmp_path / "trunk", (amount,), budget={"tokens": 20_000})

@@ -153,16 +153,18 @@ def _score_text(
     from crossover.registry import trust_imports
 
     source: Any = text
+    data_hash = None
     if text in ("dev", "test"):
-        source = read_run(run).recipe if (run / "recipe.yaml").exists() else None
-        if source is not None:
+        record = read_run(run) if (run / "recipe.yaml").exists() else None
+        source = None
+        if record is not None:
+            source, data_hash = record.recipe, record.manifest.get("data_hash")
             trust_imports(source.get("imports") or (), trust=trust, origin=str(run / "recipe.yaml"))
     from crossover.scoring.command import score_folder
 
     windows, draws, positions = sizes
-    for scored in score_folder(
-        folder, source, split=text, procedures=procedures, windows=windows, draws=draws, positions=positions
-    ):
+    numbers = {"windows": windows, "draws": draws, "positions": positions}
+    for scored in score_folder(folder, source, split=text, procedures=procedures, data_hash=data_hash, **numbers):
         say(scored.line())
         _keep(out, scored.name, scored.row())
 

@@ -58,7 +58,8 @@ class Degraded:
 
     def signature(self) -> dict[str, Any]:
         """Identify the text by the source's signature; share and seed stand in the recipe."""
-        return {"corpus": "degraded", "source": self.source.signature()}
+        # The method counts up when other tokens would move: text that an older one prepared is not taken for this.
+        return {"corpus": "degraded", "method": 2, "source": self.source.signature()}
 
     def spoil(self, tokens_D: NDArray[np.int64], digest: bytes) -> NDArray[np.int64]:
         """Shuffle the share of a training document's tokens.

@@ -218,9 +218,11 @@ class _Preparation:
         with open(self.folder / f"{name}.bin", "wb") as file:
             for entry, tokens, exact in _encoded(spool, entries, tokenizer, round_trip=name != "train"):
                 room = len(tokens) if budget is None else budget - stream.offsets[-1]
-                if name == "train" and isinstance(source, Degraded):
-                    tokens[:-1] = source.spoil(tokens[:-1], entry.digest)
                 kept = tokens[:room]
+                if name == "train" and isinstance(source, Degraded):
+                    # After the cut: no token from beyond the budget may change places with one before it.
+                    body = min(len(kept), len(tokens) - 1)
+                    kept[:body] = source.spoil(kept[:body], entry.digest)
                 file.write(kept.astype(_dtype(vocabulary.size)).tobytes())
                 stream.counts_V += np.bincount(kept, minlength=vocabulary.size)
                 stream.offsets.append(stream.offsets[-1] + len(kept))

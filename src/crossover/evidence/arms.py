@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from crossover.evidence.match import controller_name
 from crossover.evidence.published import PublishedCurve, level_curve, patterns, plain_curve, read_table
 from crossover.evidence.run import RunRecord, read_run
 from crossover.evidence.view import View, arm_curves, read_view
+from crossover.trees import flatten, without_views
 
 # How next-token arms are called in tables.
 PLAIN_NAME = re.compile(r"(ar|ntp|autoregressive|next[ _-]?token)([ _.-].*)?", re.IGNORECASE)
@@ -37,6 +38,7 @@ class Setting:
         documents: Held-out documents that can be resampled; 0 where a table takes part.
         with_errors: Arms whose tables state standard errors.
         notes: What a reader should know.
+        conditions: What each arm was trained with, by dotted key; nothing of arms that stand in tables.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Setting:
     documents: int
     with_errors: tuple[str, ...]
     notes: tuple[str, ...]
+    conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class _Source:
     tables: tuple[PublishedCurve, ...]
     plain: tuple[str, ...]
     notes: tuple[str, ...]
+    conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -125,7 +129,15 @@ def _of_view(view: View, name: str) -> _Source:
     notes += [f"{run}: {why}; its curve ends early" for run, why in trunks.items() if why != "not begun"]
     notes += [f"{arm} is read by {one[0].procedure}, an upper bound of its loss: it may cross earlier than shown"
               for arm, one in curves.items() if not one[0].exact]  # fmt: skip
-    return _Source(name, curves, (), tuple(plain), tuple(notes))
+    conditions = {arm: _conditions(runs[0]) for arm, runs in view.arms.items() if runs and arm in curves}
+    return _Source(name, curves, (), tuple(plain), tuple(notes), conditions)
+
+
+def _conditions(run: RunRecord) -> dict[str, Any]:
+    """Give what a run was trained with: its recipe but for name, seed and what is merely shown, and its text."""
+    recipe = {key: value for key, value in without_views(run.recipe).items() if key not in ("name", "seed")}
+    told = ("train_tokens", "tokenizer_hash", "parameters")
+    return {**flatten(recipe), **{key: run.manifest[key] for key in told if key in run.manifest}}
 
 
 def _decayed_note(view: View, is_decayed: bool) -> str:
@@ -186,6 +198,7 @@ def _joined(sources: Sequence[_Source]) -> _Source:
         tuple(table for source in sources for table in source.tables),
         tuple(dict.fromkeys(arm for source in sources for arm in source.plain)),
         tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+        {arm: held for source in sources for arm, held in source.conditions.items()},
     )
 
 
@@ -194,7 +207,8 @@ def _setting(source: _Source) -> Setting:
     if not source.tables:
         documents = len(next(iter(source.runs.values()))[0].bytes_D)
         return Setting(
-            source.name, source.runs, source.plain, "bits per byte", "epochs", documents, (), source.notes
+            source.name, source.runs, source.plain, "bits per byte", "epochs", documents, (), source.notes,
+            source.conditions,
         )  # fmt: skip
     tables, notes = source.tables, list(source.notes)
     in_bits = all("bits_per_byte" in table.columns for table in tables)

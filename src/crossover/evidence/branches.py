@@ -8,6 +8,9 @@ whose controller or learning rate depends on the length of the run has no such f
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from crossover.evidence.files import dumps, plain, read_json, read_rows, room_on
 from crossover.evidence.run import STREAMS, read_recipe
 from crossover.recipe import resolve
 from crossover.sections import budget_label
-from crossover.trees import differences
+from crossover.trees import VIEWS, differences
 
 # What may differ between a branch and its trunk.
 OF_LENGTH = ("name", "budget")
@@ -34,21 +37,21 @@ class Branch:
         arm: Its arm.
         seed: Its seed.
         amount: Its budget.
-        trunk: The run whose beginning it shares, or None where it has to be made from the start.
+        trunk: The run of the study's own budget: its beginning is shared where the plan does not depend on the horizon.
     """
 
     name: str
     arm: str
     seed: int
     amount: float
-    trunk: str | None
+    trunk: str
 
 
-def branches_of(arms: Mapping[str, bool], seeds: Sequence[int], amounts: Sequence[float]) -> tuple[Branch, ...]:
+def branches_of(arms: Sequence[str], seeds: Sequence[int], amounts: Sequence[float]) -> tuple[Branch, ...]:
     """List the runs of the smaller budgets of a study.
 
     Args:
-        arms: Whether each arm does the same however long its run will be.
+        arms: Arms.
         seeds: Seeds.
         amounts: The smaller budgets.
 
@@ -56,8 +59,8 @@ def branches_of(arms: Mapping[str, bool], seeds: Sequence[int], amounts: Sequenc
         One branch for each arm, seed and budget.
     """
     return tuple(
-        Branch(branch_name(arm, seed, amount), arm, seed, amount, f"{arm}/seed-{seed}" if is_free else None)
-        for arm, is_free in arms.items()
+        Branch(branch_name(arm, seed, amount), arm, seed, amount, f"{arm}/seed-{seed}")
+        for arm in arms
         for amount in amounts
         for seed in seeds
     )
@@ -86,6 +89,9 @@ def is_horizon_free(recipe: Mapping[str, Any], origin: str) -> bool:
 def begin_branch(folder: Path, trunk: Path) -> str:
     """Put a trunk's fork into a new run folder, so that training goes on from it.
 
+    Where there is none to use, the run is made from the start, with what the trunk had chosen on this machine: whether
+    a run is compiled depends on its length too, and would be a difference between branches.
+
     Args:
         folder: The branch's run folder; it has its recipe and nothing else yet. One that has begun is left alone.
         trunk: The run folder of the larger budget.
@@ -98,27 +104,62 @@ def begin_branch(folder: Path, trunk: Path) -> str:
     """
     if (folder / "manifest.json").exists():
         return f"{folder}: goes on"
-    recipe, source = read_recipe(folder), read_recipe(trunk)
-    changed = [key for key in differences(source, recipe) if key.split(".")[0] not in OF_LENGTH]
-    if changed:
-        raise RunError(f"{folder}: is no branch of {trunk}: {', '.join(changed)} differ; only the budget may")
-    budget = {key: value for key, value in recipe["budget"].items() if value is not None}
-    (currency, amount), *_ = budget.items()
-    place = trunk / "forks" / budget_label(float(amount))
-    kept = sorted(path for path in place.glob("step-*") if path.is_dir())
-    if not kept or currency == "minutes":
-        return f"{trunk} kept no fork for {amount:g} {currency}: {folder} is made from the start"
-    step = int(kept[-1].name.removeprefix("step-"))
-    longer = read_json(trunk / "manifest.json")
-    _copy(trunk, folder, kept[-1], place / "best")
-    _rescale(folder / "signals.jsonl", float(amount) / float(longer["budget"]["amount"]))
-    clock = next((row for row in read_rows(trunk / "steps.jsonl") if row.get("step") == step), {})
-    begins = {key: clock.get(key) for key in ("step", "data_tokens", "flops", "flops_6nd")}
-    manifest = {**longer, "resumed": [], "branch": begins}
-    manifest["budget"] = {"currency": currency, "amount": float(amount), "stated": plain(budget)}
+    recipe, longer = read_recipe(folder), read_json(trunk / "manifest.json")
+    if not longer.get("choices") or not longer.get("budget"):
+        raise RunError(f"{trunk / 'manifest.json'}: does not say what the run chose; train {trunk} first")
+    currency, amount = _budget_of_branch(folder, trunk, recipe, longer)
+    place = trunk / "forks" / budget_label(amount)
+    kept = [path for path in sorted(place.glob("step-*")) if _is_usable(path)]
+    begins: dict[str, Any] = {"step": 0, "data_tokens": 0, "flops": 0.0, "flops_6nd": 0.0}
+    manifest = {"choices": longer["choices"]}
+    if kept and is_horizon_free(recipe, str(folder / "recipe.yaml")):
+        step = int(kept[-1].name.removeprefix("step-"))
+        _copy(trunk, folder, kept[-1], place / "best")
+        _rescale(folder / "signals.jsonl", amount / float(longer["budget"]["amount"]))
+        clock = next(row for row in read_rows(trunk / "steps.jsonl") if row.get("step") == step)
+        begins, manifest = {key: clock[key] for key in begins}, {**longer, "resumed": []}
+    stated = {currency: amount}
+    manifest |= {"branch": begins, "budget": {"currency": currency, "amount": amount, "stated": plain(stated)}}
     # Last: a folder without it has not begun, and is begun again.
     write_text(folder / "manifest.json", dumps(manifest, indent=2) + "\n")
-    return f"{folder}: begins at step {step} of {trunk}"
+    if not begins["step"]:
+        return f"{folder}: is made from the start; {trunk} has no fork for {amount:g} {currency} that it could begin at"
+    return f"{folder}: begins at step {begins['step']} of {trunk}"
+
+
+def _budget_of_branch(
+    folder: Path, trunk: Path, recipe: Mapping[str, Any], longer: Mapping[str, Any]
+) -> tuple[str, float]:
+    """Refuse a branch that is not the beginning of its trunk; give its currency and amount."""
+    changed = [key for key in differences(read_recipe(trunk), recipe) if key.split(".")[0] not in (*OF_LENGTH, *VIEWS)]
+    if changed:
+        raise RunError(f"{folder}: is no branch of {trunk}: {', '.join(changed)} differ; only the budget may")
+    if recipe["scoring"]["every_tokens"] is None:
+        raise RunError(
+            f"{folder}: scoring.every_tokens is open, so each budget would choose its own; set it, in {trunk} too"
+        )
+    (currency, amount), *_ = ((key, value) for key, value in recipe["budget"].items() if value is not None)
+    of_trunk = longer["budget"]
+    if currency not in of_trunk["stated"] or currency != of_trunk["currency"] or float(amount) >= of_trunk["amount"]:
+        whole = f"{of_trunk['amount']:g} {of_trunk['currency']}"
+        raise RunError(f"{folder}: {amount:g} {currency} is no smaller budget than {trunk}'s {whole}")
+    return currency, float(amount)
+
+
+def _is_usable(fork: Path) -> bool:
+    """Say whether a fork is whole, and of a run that was never rescued from bad steps, which depends on its length."""
+    try:
+        sums = json.loads((fork / "checksums.json").read_text("utf-8"))
+        state = json.loads((fork / "state.json").read_text("utf-8"))
+        whole = bool(sums) and all(_sha256(fork / name) == told for name, told in sums.items())
+        return whole and not state["bad_steps"] and not state["state"]["rollbacks"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy(trunk: Path, folder: Path, fork: Path, best: Path) -> None:
@@ -131,6 +172,26 @@ def _copy(trunk: Path, folder: Path, fork: Path, best: Path) -> None:
             shutil.rmtree(target, ignore_errors=True)
             if source.is_dir():
                 shutil.copytree(source, target)
+        for path in [item for part in ("best", "checkpoints") for item in (folder / part).rglob("*") if item.is_file()]:
+            # The manifest says that all of this is there, so it must be.
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+
+
+def forget_fork(trunk: Path, amount: float) -> None:
+    """Remove a fork whose branch is finished: it is as large as a checkpoint.
+
+    Args:
+        trunk: The run folder that kept it.
+        amount: The branch's budget.
+    """
+    place = trunk / "forks" / budget_label(amount)
+    if place.is_dir():
+        # Aside first: half a fork must not look like one.
+        aside = place.with_name(f".{place.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        place.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _rescale(path: Path, part: float) -> None:

@@ -20,6 +20,8 @@ def settle(
     allow: Sequence[str],
     first: Path | str,
     second: Path | str,
+    *,
+    advice: str | None = None,
 ) -> list[Differences]:
     """Say in what pairs of numbers differ that may, or refuse them all.
 
@@ -28,6 +30,7 @@ def settle(
         allow: Fields that may differ, or groups of them, such as "versions".
         first: The first model's place, for errors.
         second: The second model's place.
+        advice: What to do about a refusal; None means that the caller takes `--allow`.
 
     Returns:
         Of each pair, the fields that differ and may, with both values.
@@ -43,7 +46,7 @@ def settle(
             if not _is_allowed(field, allow):
                 refused.setdefault((field, str(left), str(right)), []).append(name)
     if refused:
-        raise RunError(_refusal(first, second, refused))
+        raise RunError(_refusal(first, second, refused, advice))
     return found
 
 
@@ -67,7 +70,9 @@ def _check_allowed(allow: Sequence[str], fields: Sequence[str]) -> None:
             raise RunError(f"--allow {name}: the cards have no such field; {nearest(name, {*known, *groups})}")
 
 
-def _refusal(first: Path | str, second: Path | str, refused: Mapping[tuple[str, str, str], Sequence[str]]) -> str:
+def _refusal(
+    first: Path | str, second: Path | str, refused: Mapping[tuple[str, str, str], Sequence[str]], advice: str | None
+) -> str:
     lines = [
         f"  {field}: {left} in the first, {right} in the second ({', '.join(names)})"
         for (field, left, right), names in refused.items()
@@ -76,5 +81,5 @@ def _refusal(first: Path | str, second: Path | str, refused: Mapping[tuple[str, 
     return (
         f"{first} and {second} cannot be compared; their cards differ in {len(lines)} thing(s) beside the weights:\n"
         + "\n".join(lines)
-        + f"\nScore both alike, or say that it does not matter: {fields}"
+        + f"\n{advice or f'Score both alike, or say that it does not matter: {fields}'}"
     )

@@ -9,15 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from crossover.errors import RunError
+from crossover.evidence.common import Axis, common_grid, losses_at
 from crossover.evidence.curves import Curve
 from crossover.streams import stream
 
 # Shape suffixes: K bootstrap draws, S seeds, E evaluations, D documents, G grid points.
 CONFIDENCE = 0.95
-# Two runs with one budget end within a step of each other; their last, decayed points belong together.
-MATCHED_WITHIN = 0.005
-Axis = Literal["flops", "flops_6nd", "epochs"]
 # What is matched, whether the best evaluation so far is compared, and how that is called.
 VARIANTS: tuple[tuple[Axis, bool, str], ...] = (
     ("flops", True, "best so far, matched FLOPs (headline)"),
@@ -103,7 +100,7 @@ def find_crossing(
     Raises:
         RunError: A group is empty, documents differ or the curves have no compute in common.
     """
-    grid_G = _grid(holder, challenger, axis)
+    grid_G = common_grid(holder, challenger, axis)
     lead_G, lead_KG = _leads(holder, challenger, grid_G, axis, best_so_far, draws, seed)
     error_G = lead_KG.std(0)
     lower_G = _lower_bounds(lead_G, lead_KG, error_G)
@@ -136,25 +133,6 @@ def find_crossing(
     )
 
 
-def _positions(curve: Curve, axis: Axis) -> NDArray[np.float64]:
-    return {"flops": curve.flops_E, "flops_6nd": curve.flops_6nd_E, "epochs": curve.epochs_E}[axis]
-
-
-def _grid(holder: Sequence[Curve], challenger: Sequence[Curve], axis: Axis) -> NDArray[np.float64]:
-    if not holder or not challenger:
-        raise RunError("a crossing needs at least one measured run on each side")
-    sizes = holder[0].bytes_D
-    if any(not np.array_equal(curve.bytes_D, sizes) for curve in [*holder, *challenger]):
-        raise RunError("the runs were measured on different documents and cannot be paired; use the same data settings")
-    spans = [_positions(curve, axis) for curve in [*holder, *challenger]]
-    start, end = max(span[0] for span in spans), min(span[-1] for span in spans) * (1 + MATCHED_WITHIN)
-    inside = [span[(span * (1 + MATCHED_WITHIN) >= start) & (span <= end) & (span > 0)] for span in spans]
-    coarsest = min(inside, key=len)
-    if not len(coarsest) or not np.isfinite(coarsest).all():
-        raise RunError(f"the runs have no measurement at a common number of {axis}; let them go on")
-    return np.unique(coarsest)
-
-
 def by_seed(holder: Sequence[Curve], challenger: Sequence[Curve]) -> tuple[list[Curve], list[Curve], bool]:
     """Order the curves of two arms by seed.
 
@@ -167,21 +145,6 @@ def by_seed(holder: Sequence[Curve], challenger: Sequence[Curve]) -> tuple[list[
     """
     first, second = (sorted(group, key=lambda curve: curve.seed) for group in (holder, challenger))
     return first, second, [curve.seed for curve in first] == [curve.seed for curve in second]
-
-
-def reached_at(curve: Curve, grid_G: NDArray[np.float64], axis: Axis) -> NDArray[np.intp]:
-    """Find a curve's latest evaluation at each amount of compute.
-
-    Args:
-        curve: The curve.
-        grid_G: Amounts.
-        axis: What they count.
-
-    Returns:
-        Index of the evaluation [G]; the first one where none has been reached.
-    """
-    reached_G = np.searchsorted(_positions(curve, axis), grid_G * (1 + MATCHED_WITHIN), side="right") - 1
-    return np.maximum(reached_G, 0)
 
 
 def _leads(
@@ -235,9 +198,7 @@ def _loss_at(
 ) -> NDArray[np.float64]:
     """Give bits per byte at each grid point under each weighting of the documents, shape (K, G)."""
     loss_KE = (weights_KD @ curve.nats_ED.T) / (np.log(2) * (weights_KD @ curve.bytes_D))[:, None]
-    if best_so_far:
-        loss_KE = np.minimum.accumulate(loss_KE, axis=1)
-    return loss_KE[:, reached_at(curve, grid_G, axis)]
+    return losses_at(curve, loss_KE, grid_G, axis, best_so_far)
 
 
 def _lower_bounds(

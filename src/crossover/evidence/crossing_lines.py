@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from crossover.evidence.censored import Passage, logrank_sentence, survival_sentence
-from crossover.evidence.crossings import ArmCrossing, Crossings, SettingCrossings
+from crossover.evidence.crossings import ArmCrossing, Crossings, SettingCrossings, SettingTest
 
 AMOUNTS = {"flops": "FLOPs", "flops_6nd": "FLOPs by 6ND"}
 
@@ -43,11 +43,17 @@ def lines_of(found: Crossings) -> list[str]:
     for setting in found.settings:
         lines += [*([""] if lines else []), *_setting_lines(setting)]
     for axis, way in (("flops", "best so far at matched FLOPs"), ("epochs", "latest at the same epoch")):
-        told = [logrank_sentence(one.test, one.first, one.second, one.arm) for one in found.tests if one.axis == axis]
+        told = [line for one in found.tests if one.axis == axis for line in _test_lines(one)]
         lines += ["", f"settings against one another, {way}:", *(f"  {line}" for line in told)] if told else []
     if len(found.tests) > 1:
         lines.append(f"  each p-value stands alone; {len(found.tests)} tests were made")
     return lines
+
+
+def _test_lines(one: SettingTest) -> list[str]:
+    told = ", ".join(one.differing or ()) or "nothing that is recorded"
+    differing = "what else differs between tables is not known" if one.differing is None else f"they differ in: {told}"
+    return [logrank_sentence(one.test, one.first, one.second, one.arm), f"  {differing}"]
 
 
 def _setting_lines(setting: SettingCrossings) -> list[str]:

@@ -13,9 +13,11 @@ import numpy as np
 from crossover.errors import RunError, nearest
 from crossover.evidence.arms import Setting, read_settings
 from crossover.evidence.censored import LogRank, Passage, Survival, kaplan_meier, logrank, passages_of
-from crossover.evidence.crossing import VARIANTS, Axis, Crossing, by_seed, find_crossing
+from crossover.evidence.common import Axis
+from crossover.evidence.crossing import VARIANTS, Crossing, by_seed, find_crossing
 from crossover.evidence.curves import Curve
 from crossover.evidence.seed_leads import confirmed
+from crossover.trees import differences
 
 Interval = tuple[float, float]
 # A seed's own crossing is a point of a survival curve; its bootstrap needs fewer draws.
@@ -101,6 +103,7 @@ class SettingTest:
         first: Name of the first setting.
         second: Name of the second.
         test: The log-rank test over seeds.
+        differing: In what the two differ, by dotted key; None where a table does not say it.
     """
 
     arm: str
@@ -108,6 +111,7 @@ class SettingTest:
     first: str
     second: str
     test: LogRank
+    differing: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -142,8 +146,9 @@ def crossings_of(
         RunError: A source cannot be used, or there is no such baseline.
     """
     named = [sources] if isinstance(sources, str | Path) else list(sources)
-    settings = tuple(crossings_in(setting, baseline, draws, seed) for setting in read_settings(named))
-    return Crossings(settings, _tests(settings))
+    read = read_settings(named)
+    settings = tuple(crossings_in(setting, baseline, draws, seed) for setting in read)
+    return Crossings(settings, _tests(settings, read))
 
 
 def crossings_in(setting: Setting, baseline: str | None = None, draws: int = 1000, seed: int = 0) -> SettingCrossings:
@@ -284,7 +289,7 @@ def _per_seed(
     )
 
 
-def _tests(settings: Sequence[SettingCrossings]) -> tuple[SettingTest, ...]:
+def _tests(settings: Sequence[SettingCrossings], read: Sequence[Setting]) -> tuple[SettingTest, ...]:
     """Hold settings against one another, at matched FLOPs and at the same epoch, for every arm that two share."""
     found = []
     for axis in TESTED:
@@ -292,10 +297,21 @@ def _tests(settings: Sequence[SettingCrossings]) -> tuple[SettingTest, ...]:
             {one.challenger: one.passages for one in setting.crossings if one.axis == axis and one.survival}
             for setting in settings
         ]
-        found += [
-            SettingTest(arm, axis, settings[i].name, settings[j].name, logrank(followed[i][arm], followed[j][arm]))
-            for i, j in combinations(range(len(settings)), 2)
-            for arm in followed[i]
-            if arm in followed[j] and settings[i].baseline == settings[j].baseline
-        ]
+        for i, j in combinations(range(len(settings)), 2):
+            baseline = settings[i].baseline
+            for arm in followed[i] if baseline == settings[j].baseline else ():
+                if arm in followed[j]:
+                    differing = _differing(read[i], read[j], (arm, baseline))
+                    test = logrank(followed[i][arm], followed[j][arm])
+                    found.append(SettingTest(arm, axis, settings[i].name, settings[j].name, test, differing))
     return tuple(found)
+
+
+def _differing(one: Setting, other: Setting, arms: Sequence[str]) -> tuple[str, ...] | None:
+    """List in what two settings differ, so that nobody takes a difference of several things for that of one."""
+    if any(arm not in setting.conditions for setting in (one, other) for arm in arms):
+        return None
+    keys = [key for arm in arms for key in differences(one.conditions[arm], other.conditions[arm])]
+    first, second = (setting.arms[arms[0]][0].bytes_D for setting in (one, other))
+    same_text = np.array_equal(first, second)
+    return (*dict.fromkeys(keys), *(() if same_text else ("held-out documents",)))

@@ -35,6 +35,7 @@ class Curve:
         epochs_E: Times the text had been seen.
         nats_ED: Total nats of each document at each evaluation.
         bytes_D: Bytes of each document.
+        is_decayed: Whether each point is a run of its own, its learning rate decayed, and not an evaluation on the way.
     """
 
     arm: str
@@ -46,6 +47,7 @@ class Curve:
     epochs_E: NDArray[np.float64]
     nats_ED: NDArray[np.float64]
     bytes_D: NDArray[np.float64]
+    is_decayed: bool = False
 
     @property
     def bits_E(self) -> NDArray[np.float64]:

@@ -21,6 +21,8 @@ from crossover.trees import apply, read_tree, without_views
 
 KEYS = ("name", "recipe", "vary", "arms", "seeds", "budget", "budgets", "set", "tunable", "tune", "jobs")
 TUNE_KEYS = ("trials", "seed", "grid", "budget")
+# An arm's name is the name of its folder, and no path.
+ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 # Folder names inside a study that no arm may take.
 TAKEN = ("tune", "report", "recipes", "logs")
 CURRENCIES = ("tokens", "flops", "minutes")
@@ -241,7 +243,7 @@ def _arms(reader: _Reader, vary: str) -> tuple[dict[str, Any], dict[str, dict[st
     allowed = [*(reader.tree.get("tunable") or ()), *((tune.get("grid") or {}) if isinstance(tune, Mapping) else ())]
     for arm, content in arms.items():
         place = f"arms.{arm}"
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", str(arm)) or arm in TAKEN:
+        if not ARM_NAME.fullmatch(str(arm)) or arm in TAKEN:
             taken = ", ".join(TAKEN)
             raise reader.error(place, f"an arm's name is a folder: letters, digits, _ . + -, but not {taken}")
         content = reader.mapping(place, content)

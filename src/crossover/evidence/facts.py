@@ -86,6 +86,7 @@ def find(view: View, curves: Sequence[ArmCurves]) -> Findings:
         "decisions": [row for arm, runs in view.arms.items() for run in runs for row in _decisions(arm, run)],
         "samples": samples_of(view),
         "ledger": [_ledger(arm, run) for arm, runs in view.arms.items() for run in runs],
+        "decayed": bool(curves) and all(arm.trunks for arm in curves),
         "branches": [_branch(arm, run) for arm, runs in view.branches.items() for run in runs],
         "proof": _proof_facts(proof, view),
         "tuning": dict(view.tuning),

@@ -46,6 +46,7 @@ def ladder(arm: str, runs: Sequence[RunRecord], procedure: str) -> Curve | None:
         epochs_E=np.array([ends[index].epochs_E[-1] for index in order_B]),
         nats_ED=np.stack([ends[index].nats_ED[-1] for index in order_B]),
         bytes_D=first.bytes_D,
+        is_decayed=True,
     )
 
 

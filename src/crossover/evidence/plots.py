@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossover.evidence.common import MATCHED_WITHIN, losses_at
 from crossover.evidence.compare import Comparison
-from crossover.evidence.crossing import MATCHED_WITHIN, Crossing
+from crossover.evidence.crossing import Crossing
 from crossover.evidence.curves import PROCEDURES, Curve
 from crossover.evidence.page.drawing import (
     DASHES,
@@ -74,11 +75,8 @@ def mean_curve(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np
     grid = curves[0].flops_E[curves[0].flops_E * (1 + MATCHED_WITHIN) >= start]
     # A seed that has only just begun may have nothing where the first one has already been measured.
     grid = grid if len(grid) else curves[0].flops_E[-1:]
-    rows = []
-    for curve in curves:
-        reached = np.searchsorted(curve.flops_E, grid * (1 + MATCHED_WITHIN), side="right") - 1
-        rows.append(best_so_far(curve)[np.maximum(reached, 0)])
-    return grid, np.stack(rows)
+    rows = [losses_at(curve, curve.bits_E[None], grid, "flops", best_so_far=True) for curve in curves]
+    return grid, np.concatenate(rows)
 
 
 def compute_figure(arms: Sequence[ArmCurves], crossings: Mapping[str, Crossing] | None = None) -> Figure:

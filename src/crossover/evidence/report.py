@@ -14,6 +14,7 @@ from crossover.evidence.page.markdown import markdown
 from crossover.evidence.page.render import Figures, Live, render
 from crossover.evidence.page.reuse import reuse_figure
 from crossover.evidence.page.steering import steering_figures
+from crossover.evidence.page.words import encodable
 from crossover.evidence.plots import ArmCurves, compute_figure, epochs_figure, scores_figure
 from crossover.evidence.view import View, arm_curves, read_view
 
@@ -35,6 +36,24 @@ class Report:
     def page(self, live: Live | None = None) -> str:
         """Give the report as one HTML page."""
         return render(self.facts, self.figures, self.notes, live)
+
+    def texts(self, live: Live | None = None) -> dict[str, str]:
+        """Give the report as files.
+
+        Args:
+            live: How a served page stays fresh; None for a page that is a file.
+
+        Returns:
+            Text by path below the folder, the page last. All of it can be encoded, whatever names and records hold.
+        """
+        made: dict[str, str] = {}
+        for figure in self.figures.all:
+            made[f"report/{figure.name}.svg"] = figure.standalone
+            made[f"report/{figure.name}.csv"] = figure.csv
+        made["report.json"] = dumps(self.facts, indent=2) + "\n"
+        made["report.md"] = markdown(self.facts, self.figures.all)
+        made["report.html"] = self.page(live)
+        return {path: encodable(text) for path, text in made.items()}
 
 
 def build_report(folder: str | Path) -> Report:
@@ -78,14 +97,9 @@ def write_report(folder: str | Path) -> Path:
         RunError: The folder is neither, or a file in it is broken.
     """
     report, folder = build_report(folder), Path(folder)
-    for figure in report.figures.all:
-        write_text(folder / "report" / f"{figure.name}.svg", figure.standalone)
-        write_text(folder / "report" / f"{figure.name}.csv", figure.csv)
-    write_text(folder / "report.json", dumps(report.facts, indent=2) + "\n")
-    write_text(folder / "report.md", markdown(report.facts, report.figures.all))
-    page = folder / "report.html"
-    write_text(page, report.page())
-    return page
+    for path, text in report.texts().items():
+        write_text(folder / path, text)
+    return folder / "report.html"
 
 
 def _curve_figures(view: View, curves: Sequence[ArmCurves], findings: Findings) -> list[Any]:

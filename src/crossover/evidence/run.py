@@ -129,7 +129,8 @@ class RunFolder:
             now["resumed"] = list(before.get("resumed", ()))
             now |= {"branch": before["branch"]} if "branch" in before else {}
             drift = differences({"versions": before.get("versions", {})}, {"versions": now.get("versions", {})})
-            if drift:
+            # A branch that is made from the start begins with a manifest that tells of its trunk's choices alone.
+            if drift and "versions" in before:
                 now["resumed"].append({"versions": now.get("versions"), "machine": now.get("machine")})
                 now["versions"], now["machine"] = before.get("versions"), before.get("machine")
         write_text(path, dumps(now, indent=2) + "\n")

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from crossover.evidence.crossing import CONFIDENCE, Crossing, by_seed, reached_at
+from crossover.evidence.common import losses_at
+from crossover.evidence.crossing import CONFIDENCE, Crossing, by_seed
 from crossover.evidence.curves import Curve
 
 Floats = NDArray[np.float64]
@@ -71,8 +72,9 @@ def seed_leads(held: Sequence[Curve], others: Sequence[Curve], found: Crossing) 
     grid_G = np.array(found.grid)
 
     def loss_SG(group: Sequence[Curve]) -> Floats:
-        lows = [np.minimum.accumulate(one.bits_E) if found.best_so_far else one.bits_E for one in group]
-        return np.stack([low_E[reached_at(one, grid_G, found.axis)] for one, low_E in zip(group, lows, strict=True)])
+        return np.concatenate(
+            [losses_at(one, one.bits_E[None], grid_G, found.axis, found.best_so_far) for one in group]
+        )
 
     first, second, paired = by_seed(held, others)
     held_SG, others_SG = loss_SG(first), loss_SG(second)

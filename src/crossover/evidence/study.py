@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import yaml
 
 from crossover.errors import CrossoverError, RunError
 from crossover.evidence.adoption import adopt_trials
-from crossover.evidence.branches import Branch, branches_of, is_horizon_free
+from crossover.evidence.branches import Branch, branches_of, forget_fork, is_horizon_free
 from crossover.evidence.definition import Study, read_study
 from crossover.evidence.files import dumps, write_text
 from crossover.evidence.grid import costs_of, dear_evaluations, longest_first, share_grid
@@ -196,16 +195,15 @@ class _Runner:
     def branches(self) -> bool:
         """Run every arm with every seed at the smaller budgets too; False when stopped."""
         plan = self.plan()
-        free = {arm: found for arm, found in self._horizon_free(plan).items() if self._arm_finished(arm)}
-        found = branches_of(free, self.study.seeds, self.study.budgets)
+        arms = [arm for arm in self.study.arms if self._arm_finished(arm)]
+        found = branches_of(arms, self.study.seeds, self.study.budgets)
         shorter = {branch.name: self._shorter(plan[f"{branch.arm}/seed-{branch.seed}"], branch) for branch in found}
-        begun = {branch.name: ["--branch-of", str(self.folder / branch.trunk)] for branch in found if branch.trunk}
+        begun = {branch.name: ["--branch-of", str(self.folder / branch.trunk)] for branch in found}
         if not self._run("seeds", shorter, begun):
             return False
         for branch in found:
-            if branch.trunk and self._finished(branch.name):
-                # Its fork is of no further use, and as large as a checkpoint.
-                shutil.rmtree(self.folder / branch.trunk / "forks" / budget_label(branch.amount), ignore_errors=True)
+            if self._finished(branch.name):
+                forget_fork(self.folder / branch.trunk, branch.amount)
         return True
 
     def _horizon_free(self, plan: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
@@ -294,7 +292,7 @@ class _Runner:
         """List the runs that are finished, and the end of the log of those that are not."""
         study = self.study
         names = [f"{arm}/seed-{seed}" for arm in study.arms for seed in study.seeds]
-        names += [branch.name for branch in branches_of(dict.fromkeys(study.arms, True), study.seeds, study.budgets)]
+        names += [branch.name for branch in branches_of(list(study.arms), study.seeds, study.budgets)]
         finished = tuple(name for name in names if read_status(self.folder / name)["state"] == "finished")
         return finished, {name: tail(self._log(name)) for name in names if name not in finished}
 

@@ -77,7 +77,7 @@ def compare_tasks(
     pairs = _pairs(_read(first, tasks), _read(second, tasks), "procedure" in allow)
     if not pairs:
         raise RunError(f"{first} and {second}: have no task under the same procedure in common; --allow procedure")
-    conditions = [(str(one["task"]), _conditions(one), _conditions(two)) for one, two in pairs]
+    conditions = [(str(one["task"]), conditions_of(one), conditions_of(two)) for one, two in pairs]
     allowed = settle(conditions, allow, first, second)
     return tuple(item for pair, fields in zip(pairs, allowed, strict=True) for item in _differences(*pair, fields))
 
@@ -113,7 +113,15 @@ def _pairs(
     return pairs
 
 
-def _conditions(row: Mapping[str, Any]) -> dict[str, Any]:
+def conditions_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how a task's score came about, without what is of the model.
+
+    Args:
+        row: The score as `eval` keeps it.
+
+    Returns:
+        The procedure and the card's fields, by dotted name.
+    """
     stated = flatten({"procedure": row["procedure"], **row["card"]})
     return {key: value for key, value in stated.items() if key not in _OF_MODEL}
 

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from crossover.errors import RunError
 from crossover.evidence.arms import PLAIN_NAME, Setting, view_of_runs
 from crossover.evidence.compare import is_autoregressive
+from crossover.evidence.conditions import settle
 from crossover.evidence.curves import Curve
 from crossover.evidence.files import dumps, read_json, write_text
 from crossover.evidence.run import RunRecord
+from crossover.evidence.task_cards import conditions_of
 from crossover.evidence.view import View, read_view
 
 Floats = NDArray[np.float64]
@@ -159,6 +161,7 @@ def downstream_settings(sources: Sequence[str | Path], task: str) -> tuple[Setti
         runs = {arm: _scored(arm, members, task) for arm, members in view.arms.items() if members}
         if len(runs) < 2:
             raise RunError(f"{view.folder}: a crossing takes two arms; name the other arm's runs too")
+        _check_asked(runs, task)
         plain = tuple(
             arm for arm, group in view.arms.items()
             if group and (is_autoregressive(group[0].recipe) or PLAIN_NAME.fullmatch(arm))
@@ -197,6 +200,17 @@ def _scored(arm: str, runs: Sequence[RunRecord], task: str) -> list[tuple[RunRec
     return [(run, [one for one in scores if one.name == chosen[0]]) for run, scores in by_run]
 
 
+def _check_asked(runs: Mapping[str, list[tuple[RunRecord, list[Score]]]], task: str) -> None:
+    """Refuse scores that were asked in different ways: of two arms, only the procedures may differ."""
+    by_arm = [[(run.path, one) for run, scores in group for one in scores] for group in runs.values()]
+    pairs = [(arm[0], other, ()) for arm in by_arm for other in arm[1:]]
+    pairs += [(by_arm[0][0], arm[0], ("procedure",)) for arm in by_arm[1:]]
+    for (first, one), (second, two), allow in pairs:
+        places = [f"{path}, step {int(at.clock['step'])}," for path, at in ((first, one), (second, two))]
+        advice = f"Score all checkpoints of all runs alike: `crossover eval RUN checkpoints=all tasks={task}`"
+        settle([(task, conditions_of(one.record), conditions_of(two.record))], allow, *places, advice=advice)
+
+
 def _has(runs: Mapping[str, list[tuple[RunRecord, list[Score]]]], measure: str) -> bool:
     return all(measure in one.measures for group in runs.values() for _, scores in group for one in scores)
 
@@ -214,7 +228,12 @@ def _setting(
     }
     read = ", ".join(f"{arm} by {group[0][1][0].record['procedure']}" for arm, group in runs.items())
     items = runs[next(iter(runs))][0][1][0].record["items"]
-    groups = len(next(iter(arms.values()))[0].bytes_D)
+    first, *others = (curve for curves in arms.values() for curve in curves)
+    for other in others:
+        if not np.array_equal(other.bytes_D, first.bytes_D):
+            places = f"'{first.arm}', seed {first.seed}, and '{other.arm}', seed {other.seed}"
+            raise RunError(f"{view.folder}: {places}, were asked different items; score all with the same limit")
+    groups = len(first.bytes_D)
     return Setting(
         name=f"{view.folder}: {task}, {MEASURES[measure]}",
         arms=arms,

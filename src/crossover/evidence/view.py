@@ -13,6 +13,7 @@ import yaml
 from crossover.errors import RunError
 from crossover.evidence.branches import branches_of
 from crossover.evidence.curves import curve, headline_mode, procedures_of
+from crossover.evidence.definition import ARM_NAME
 from crossover.evidence.files import read_json, read_rows
 from crossover.evidence.ladder import ladders
 from crossover.evidence.plots import ArmCurves, Handover
@@ -89,13 +90,64 @@ def read_view(folder: str | Path) -> View:
     )
 
 
-def _study_view(folder: Path) -> View:
+def run_folders(folder: Path) -> tuple[Path, ...]:
+    """List where the runs that a report tells of lie, whether they have begun or not.
+
+    Args:
+        folder: A study's or a run's folder.
+
+    Returns:
+        Its runs and its decay branches; of a run's folder, itself.
+
+    Raises:
+        RunError: The study's file is broken.
+    """
+    if not (folder / "study.yaml").exists():
+        return (folder,)
+    written = _written(folder)
+    branches = branches_of(dict.fromkeys(written.arms, True), written.seeds, written.budgets)
+    names = [f"{arm}/seed-{seed}" for arm in written.arms for seed in written.seeds]
+    return tuple(folder / name for name in [*names, *(branch.name for branch in branches)])
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a study's file says of its runs."""
+
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budgets: tuple[float, ...]
+    tunable: tuple[str, ...]
+    name: str
+    vary: str
+
+
+def _written(folder: Path) -> _Written:
+    path = folder / "study.yaml"
     try:
-        definition = yaml.safe_load((folder / "study.yaml").read_text("utf-8"))
-        names, seeds = list(definition["arms"]), list(definition["seeds"])
-        budgets = [float(amount) for amount in definition.get("budgets") or ()]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{folder / 'study.yaml'}: is not what a study leaves ({error}); restore it") from None
+        definition = yaml.safe_load(path.read_text("utf-8"))
+        arms, seeds = definition["arms"], definition["seeds"]
+        budgets = tuple(float(amount) for amount in definition.get("budgets") or ())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RunError(f"{path}: is not what a study leaves ({error}); restore it") from None
+    if not isinstance(arms, Mapping):
+        raise RunError(f"{path}: arms: expected `name: ...` lines, not {arms!r}; restore it")
+    for arm in arms:
+        # Runs are looked for in a folder of that name: a path would lead out of the study.
+        if not ARM_NAME.fullmatch(str(arm)):
+            raise RunError(f"{path}: arms: {arm!r} is no arm's name (letters, digits, _ . + -); restore it")
+    if not isinstance(seeds, list) or any(type(seed) is not int for seed in seeds):
+        raise RunError(f"{path}: seeds: expected a list of whole numbers, not {seeds!r}; restore it")
+    tunable = definition.get("tunable") or []
+    if not isinstance(tunable, list) or any(not isinstance(key, str) for key in tunable):
+        raise RunError(f"{path}: tunable: expected a list of dotted keys, not {tunable!r}; restore it")
+    name, vary = str(definition.get("name", folder.name)), str(definition.get("vary", "controller"))
+    return _Written(tuple(map(str, arms)), tuple(seeds), budgets, tuple(tunable), name, vary)
+
+
+def _study_view(folder: Path) -> View:
+    written = _written(folder)
+    names, seeds, budgets = written.arms, written.seeds, written.budgets
     tuning = read_chosen(folder)
     arms: dict[str, tuple[RunRecord, ...]] = {}
     missing: dict[str, str] = {}
@@ -115,16 +167,16 @@ def _study_view(folder: Path) -> View:
     branches = _branches(folder, names, seeds, budgets, missing)
     return View(
         folder=folder,
-        name=str(definition.get("name", folder.name)),
-        vary=str(definition.get("vary", "controller")),
-        tunable=tuple(definition.get("tunable") or ()),
+        name=written.name,
+        vary=written.vary,
+        tunable=written.tunable,
         arms=arms,
         missing=missing,
         planned=len(names) * len(seeds) * (1 + len(budgets)),
         tuning=tuning,
         reproduce=_commands(folder),
         branches=branches,
-        budgets=tuple(budgets),
+        budgets=budgets,
     )
 
 
@@ -133,7 +185,7 @@ def _branches(
 ) -> dict[str, tuple[RunRecord, ...]]:
     """Read the runs of the smaller budgets that are finished; those that are not are told of."""
     found: dict[str, list[RunRecord]] = {arm: [] for arm in arms} if budgets else {}
-    for branch in branches_of(dict.fromkeys(arms, True), seeds, budgets):
+    for branch in branches_of(arms, seeds, budgets):
         begun = (folder / branch.name / "recipe.yaml").exists()
         run = read_run(folder / branch.name) if begun else None
         if run is not None and run.finished:
@@ -148,9 +200,12 @@ def _commands(folder: Path) -> tuple[str, ...]:
 
     path = folder / "started.json"
     started = read_json(path) if path.exists() else {}
-    if not started.get("study"):
-        return ("crossover train recipes/<arm>-seed-<n>.yaml --run-dir again/<arm>/seed-<n>   (for each run)",)
-    return (shlex.join(["crossover", "study", started["study"], *started.get("overrides", ())]),)
+    given = started.get("overrides") or []
+    words = [started.get("study"), *(given if isinstance(given, list) else [None])]
+    # A command of several lines, or of what is no text, is none that a person could give again.
+    if all(isinstance(word, str) and word.isprintable() for word in words) and words[0]:
+        return (shlex.join(["crossover", "study", *words]),)
+    return ("crossover train recipes/<arm>-seed-<n>.yaml --run-dir again/<arm>/seed-<n>   (for each run)",)
 
 
 def _why(run: RunRecord) -> str:

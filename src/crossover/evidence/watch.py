@@ -7,10 +7,11 @@ import errno
 import hashlib
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,16 +23,19 @@ from urllib.parse import urlsplit
 from crossover.errors import CrossoverError, RunError
 from crossover.evidence.files import dumps
 from crossover.evidence.lock import is_locked
-from crossover.evidence.page.markdown import markdown
-from crossover.evidence.page.render import Figures, Live
+from crossover.evidence.page.render import Live, render_problem
+from crossover.evidence.page.words import encodable
 from crossover.evidence.report import Report, build_report
 from crossover.evidence.run import read_recipe
+from crossover.evidence.view import run_folders
 
 HOST = "127.0.0.1"
 # What a report reads of a run folder besides the files in it; weights and checkpoints are large and say nothing.
 READ_OF_A_RUN = ("scores", "samples")
-# What a study folder holds that is no run.
-NOT_READ_OF_A_STUDY = ("report", "logs", "recipes")
+# What a report reads of a study folder besides its runs and the files in it.
+READ_OF_A_STUDY = ("tune",)
+# What a browser is told of each part of a report.
+KINDS = {".json": "application/json", ".md": "text/markdown", ".svg": "image/svg+xml", ".csv": "text/csv"}
 # Rendering takes this share of the time at most, so that a large study is not slowed down by being watched.
 RENDERING_SHARE = 0.2
 Fingerprint = frozenset[tuple[str, int, int]]
@@ -67,11 +71,11 @@ class Watch:
             read_recipe(self.folder)
         self._script = files("crossover.evidence.page").joinpath("live.js").read_text("utf-8")
         self._name, self._count = secrets.token_hex(4), 0
-        self._report = _nothing_yet(self.folder.name)
+        self._report: Report | None = None
         self._seen: Fingerprint | None = None
         self._problem = ""
         self.seconds = 0.0
-        self.snapshot = self._rendered()
+        self.snapshot = Snapshot("", {})
         self.refresh()
 
     @property
@@ -90,45 +94,54 @@ class Watch:
             Whether there is a new version.
         """
         began = time.monotonic()
-        seen = fingerprint(self.folder)
-        if seen == self._seen:
-            return False
-        problem = ""
         try:
-            self._report = build_report(self.folder)
-        except CrossoverError as error:
-            problem = str(error)
+            seen = fingerprint(self.folder)
+            if seen == self._seen:
+                return False
+            report = build_report(self.folder)
+            snapshot = self._rendered(report)
         except Exception as error:
-            # Files change while they are read, and a watch that ends of it would be of no use.
-            problem = f"{type(error).__name__}: {error}"
-        # After a failure the next look tries again, whether a file has changed by then or not.
-        self._seen = None if problem else seen
-        if problem and problem == self._problem:
-            return False
-        self._problem = problem
-        self.snapshot = self._rendered()
+            # Files change while they are read, and hold what nobody foresaw: a watch that ends of it is of no use.
+            told = str(error) if isinstance(error, CrossoverError) else f"{type(error).__name__}: {error}"
+            return self._troubled(encodable(told), began)
+        self._report, self._seen, self._problem, self.snapshot = report, seen, "", snapshot
         self.seconds = time.monotonic() - began
         return True
+
+    def _troubled(self, problem: str, began: float) -> bool:
+        # The next look tries again, whether a file has changed by then or not.
+        self._seen = None
+        news = problem != self._problem
+        if news and self._report is not None:
+            self.snapshot = self._rendered(self._report, problem)
+        elif news:
+            live = self._live(problem)
+            page = ("text/html", render_problem(encodable(self.folder.name), live).encode())
+            self.snapshot = Snapshot(live.version, {"/": page, "/version": _version(live)})
+        self._problem = problem
+        self.seconds = time.monotonic() - began
+        return news
 
     @property
     def pause_seconds(self) -> float:
         """How long to wait before the next look: the longer, the longer the last rendering took."""
         return max(self.every_seconds, self.seconds * (1 / RENDERING_SHARE - 1))
 
-    def _rendered(self) -> Snapshot:
+    def _live(self, problem: str = "") -> Live:
         self._count += 1
-        version, report = f"{self._name}-{self._count}", self._report
-        page = report.page(Live(self._script, version, self.every_seconds, self._problem))
-        held = {
-            "/": ("text/html", page),
-            "/version": ("application/json", dumps({"version": version})),
-            "/report.json": ("application/json", dumps(report.facts, indent=2)),
-            "/report.md": ("text/markdown", markdown(report.facts, report.figures.all)),
-        }
-        for figure in report.figures.all:
-            held[f"/report/{figure.name}.svg"] = ("image/svg+xml", figure.standalone)
-            held[f"/report/{figure.name}.csv"] = ("text/csv", figure.csv)
-        return Snapshot(version, {path: (kind, text.encode()) for path, (kind, text) in held.items()})
+        return Live(self._script, f"{self._name}-{self._count}", self.every_seconds, problem)
+
+    def _rendered(self, report: Report, problem: str = "") -> Snapshot:
+        live = self._live(problem)
+        texts = report.texts(live)
+        held = {"/": ("text/html", texts.pop("report.html").encode()), "/version": _version(live)}
+        for path, text in texts.items():
+            held[f"/{path}"] = KINDS[Path(path).suffix], text.encode()
+        return Snapshot(live.version, held)
+
+
+def _version(live: Live) -> tuple[str, bytes]:
+    return "application/json", dumps({"version": live.version}).encode()
 
 
 def fingerprint(folder: Path) -> Fingerprint:
@@ -139,31 +152,28 @@ def fingerprint(folder: Path) -> Fingerprint:
 
     Returns:
         Path, time of change and size of each file, and a mark for each run that a process is writing.
+
+    Raises:
+        RunError: The study's file is broken.
     """
-    found: set[tuple[str, int, int]] = set()
-    for root, folders, names in os.walk(folder):
-        if "recipe.yaml" in names:
-            folders[:] = [name for name in folders if name in READ_OF_A_RUN]
-            found.add((f"{root}/.lock", int(is_locked(Path(root))), 0))
-        elif Path(root) == folder:
-            folders[:] = [name for name in folders if name not in NOT_READ_OF_A_STUDY]
-        for name in names:
+    runs = run_folders(folder)
+    places = [folder, *(folder / name for name in READ_OF_A_STUDY)]
+    places += [place for run in runs for place in (run, *(run / name for name in READ_OF_A_RUN))]
+    found = {(f"{run}/.lock", int(is_locked(run)), 0) for run in runs}
+    return frozenset(found.union(*map(_files_of, dict.fromkeys(places))))
+
+
+def _files_of(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Give the files right in a folder, through links; one that is not there yet has none."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
             # Our own report beside the runs says nothing new; a hidden file is one that is being written.
-            if name.startswith((".", "report.")) or name == "log.txt":
+            if entry.name.startswith((".", "report.")) or entry.name == "log.txt":
                 continue
-            try:
-                facts = os.stat(os.path.join(root, name))
-            except OSError:
-                continue
-            found.add((f"{root}/{name}", facts.st_mtime_ns, facts.st_size))
-    return frozenset(found)
-
-
-def _nothing_yet(name: str) -> Report:
-    lists = ("missing", "arms", "cards", "crossings", "regret", "decisions", "ledger", "branches", "reproduce")
-    facts: dict[str, Any] = {"name": name, "headline": "Nothing could be read yet.", "verdict": "", "verdict_parts": {}}
-    facts |= {"text": "nothing recorded yet", "runs_planned": 0, "runs_finished": 0, "samples": {}, "tuning": {}}
-    return Report({**facts, "proof": None, **{key: [] for key in lists}}, Figures(), ())
+            with suppress(OSError):
+                if entry.is_file():
+                    facts = entry.stat()
+                    yield entry.path, facts.st_mtime_ns, facts.st_size
 
 
 class _Server(ThreadingHTTPServer):
@@ -172,6 +182,11 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, port: int, watch: Watch) -> None:
         super().__init__((HOST, port), _Answers)
         self.watch = watch
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that went away or fell silent; that is no error of anybody."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 @dataclass
@@ -209,7 +224,11 @@ class _Answers(BaseHTTPRequestHandler):
         # A page of a stranger whose name was turned to this address would bring that name along.
         if (self.headers.get("Host") or "").lower() not in (f"{HOST}:{port}", f"localhost:{port}"):
             return _Page(body=b"this page is served to this machine only\n", status=HTTPStatus.FORBIDDEN)
-        held = self._watch.snapshot.files.get(urlsplit(self.path).path)
+        try:
+            held = self._watch.snapshot.files.get(urlsplit(self.path).path)
+        except ValueError:
+            # Such as `http://[`, which is no address at all.
+            held = None
         if held is None:
             return _Page(body=b"there is nothing here\n", status=HTTPStatus.NOT_FOUND)
         return _Page(*held)
@@ -308,7 +327,6 @@ def watch_folder(
 
 def _open(address: str) -> None:
     """Open the page where that opens a window; a browser for terminals would take this one over."""
-    import sys
     import webbrowser
 
     if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):

@@ -42,7 +42,9 @@ def mix_experts(module: Any, states_MD: Tensor, chosen_MK: Tensor, weights_MK: T
     expert_S, order_S = chosen_MK.flatten().sort(stable=True)
     numbers_E = torch.arange(module.num_experts, device=states_MD.device)
     ends_E = torch.searchsorted(expert_S, numbers_E, right=True, out_int32=True)
-    rows_SD = states_MD[order_S // choices].to(compute)
+    # Read by a permutation of the choices, not by `order_S // choices`: the gradient of an index that holds a state
+    # several times is added up in whatever order a CPU's threads come in.
+    rows_SD = states_MD[:, None].expand(-1, choices, -1).flatten(0, 1)[order_S].to(compute)
     gate_SO, up_SO = _by_expert(rows_SD, module.gate_up_proj.to(compute), ends_E).chunk(2, dim=-1)
     mixed_SD = _by_expert(module.act_fn(gate_SO) * up_SO, module.down_proj.to(compute), ends_E)
     place_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))

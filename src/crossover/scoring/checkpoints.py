@@ -51,15 +51,44 @@ def kept_checkpoints(run: Path, steps: Sequence[int] | None = None) -> tuple[Kep
         RunError: The run kept none, or not one of those that were asked for.
         CheckpointError: A checkpoint does not say where it stands.
     """
-    folders = sorted(path for path in (run / "checkpoints").glob(f"{PREFIX}*") if path.is_dir())
-    if not folders:
+    found = ((path.name.removeprefix(PREFIX), path) for path in sorted((run / "checkpoints").glob(f"{PREFIX}*")))
+    # A person may have laid a copy beside them, under a name of their own.
+    there = {int(step): path for step, path in found if step.isdecimal() and path.is_dir()}
+    if not there:
         raise RunError(f"{run}: kept no checkpoints; raise training.keep_checkpoints and train again")
-    there = {int(folder.name.removeprefix(PREFIX)): folder for folder in folders}
     for step in steps or ():
         if step not in there:
             known = ", ".join(map(str, there))
             raise RunError(f"{run}: kept no checkpoint of step {step}; there are those of {known}")
     return tuple(_read(folder) for step, folder in there.items() if steps is None or step in steps)
+
+
+def checksum_of(kept: Kept, weights: str = "raw") -> str:
+    """Say which weights a checkpoint holds, without reading them.
+
+    Args:
+        kept: The checkpoint.
+        weights: "raw", or "ema" for the averaged ones.
+
+    Returns:
+        The sha256 that was written beside them.
+
+    Raises:
+        CheckpointError: The checkpoint does not say, or has no such weights.
+    """
+    name = _file_of(weights)
+    try:
+        return str(_checksums(kept.folder)[name])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{kept.folder}: {name} cannot be read ({error}); delete that folder") from None
+
+
+def _file_of(weights: str) -> str:
+    return "ema.safetensors" if weights == "ema" else "model.safetensors"
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "checksums.json").read_text("utf-8"))
 
 
 def _read(folder: Path) -> Kept:
@@ -86,7 +115,7 @@ def as_model(kept: Kept, model: Path, weights: str = "raw") -> Iterator[Path]:
     Raises:
         CheckpointError: The weights are missing or are not what was written.
     """
-    name = "ema.safetensors" if weights == "ema" else "model.safetensors"
+    name = _file_of(weights)
     _check(kept.folder, name)
     with tempfile.TemporaryDirectory(prefix="crossover-checkpoint-") as place:
         folder = Path(place)
@@ -99,7 +128,7 @@ def as_model(kept: Kept, model: Path, weights: str = "raw") -> Iterator[Path]:
 
 def _check(folder: Path, name: str) -> None:
     try:
-        sums = json.loads((folder / "checksums.json").read_text("utf-8"))
+        sums = _checksums(folder)
         with (folder / name).open("rb") as file:
             sound = hashlib.file_digest(file, "sha256").hexdigest() == sums.get(name)
     except (OSError, ValueError, AttributeError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from crossover import __version__
-from crossover.data.prepare import prepare
+from crossover.data.prepare import PreparedText, prepare
 from crossover.errors import DataError
 from crossover.hub.adopt import open_model
 from crossover.recipe import resolve
@@ -67,6 +67,7 @@ def score_folder(
     windows: int,
     draws: int,
     positions: int,
+    data_hash: str | None = None,
 ) -> Iterator[Scored]:
     """Score a model folder.
 
@@ -78,12 +79,13 @@ def score_folder(
         windows: Windows to score.
         draws: Mask draws per window for a bound.
         positions: Positions per window for `l2r`.
+        data_hash: Hash of the run's text as its manifest has it; None checks the tokenizer alone.
 
     Yields:
         The number with its card, for each procedure.
 
     Raises:
-        DataError: There is no text to score, or it is not the model's own where it should be.
+        DataError: There is no text to score, or it is not the run's own where it should be.
     """
     for name in procedures:
         if name != "all":
@@ -92,8 +94,8 @@ def score_folder(
     model, tokenizer, facts = open_model(folder)
     if isinstance(source, Mapping):
         text = prepare(resolve(source).data, seed=0)
-        if text.tokenizer.hash != tokenizer.hash:
-            raise DataError(f"{folder}: its tokenizer is not the one of its run's text; has the text been changed?")
+        if text.tokenizer.hash != tokenizer.hash or data_hash not in (None, text.data_hash):
+            raise DataError(_changed(folder, text, data_hash))
         documents, name = [item.tokens for item in text.documents(split)], split  # type: ignore[arg-type]
     elif source is None:
         raise DataError(f"{folder}: the run's own text is not known here; give --text a file or folder")
@@ -115,6 +117,15 @@ def score_folder(
         chosen = procedure_of(mode, draws=draws, positions=positions)
         card = score(model, held_out, chosen, conditions=stated)
         yield Scored(card, split if isinstance(source, Mapping) else "text", _is_trained(mode, facts["modes"]))
+
+
+def _changed(folder: Path, text: PreparedText, data_hash: str | None) -> str:
+    hashes = "" if data_hash is None else f" (data hash {text.data_hash[:16]}, the run's {data_hash[:16]})"
+    return (
+        f"{folder}: the text at data.source ({text.manifest['source']['description']}) is not what its run was trained "
+        f"and scored on{hashes}: another version of the data, or an edited one; bring the old text back, or give text= "
+        "a file or folder"
+    )
 
 
 def _is_trained(procedure: str, modes: Sequence[str]) -> bool:

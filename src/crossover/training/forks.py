@@ -10,13 +10,34 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from crossover.sections import budget_label
+from crossover.errors import RecipeError
+from crossover.sections import BudgetRecipe, budget_label
 from crossover.training import checkpoint
 from crossover.training.running import Run, snapshot
 from crossover.training.state import Budget, State
 
 # A fork may lie so many steps before the decay: the next step must not pass its beginning.
 STEPS_BEFORE = 2
+
+
+def check(budget: BudgetRecipe, wanted: Sequence[float]) -> None:
+    """Refuse forks that no run could begin at.
+
+    Args:
+        budget: The recipe's budget.
+        wanted: Smaller budgets.
+
+    Raises:
+        RecipeError: The budget is in minutes, or one of them is not between 0 and it.
+    """
+    if wanted and budget.currency == "minutes":
+        raise RecipeError("--fork-for: minutes are converted run by run; give budget in flops or tokens")
+    for amount in wanted:
+        if not 0 < amount < budget.amount:
+            raise RecipeError(
+                f"--fork-for {amount:g}: expected a budget between 0 and the recipe's "
+                f"{budget.amount:g} {budget.currency}"
+            )
 
 
 def due(run: Run, budgets: Sequence[float]) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,18 @@ def tensors(run: Run) -> dict[str, dict[str, Tensor]]:
     return groups if run.averaged is None else {**groups, "ema": run.averaged}
 
 
+def settle_clock(run: Run) -> None:
+    """Add the seconds since the last time to the run's state."""
+    now = time.monotonic()
+    run.state = replace(run.state, seconds=run.state.seconds + now - run.started)
+    run.started, run.flushed = now, (0.0, run.state.data_tokens)
+
+
 def snapshot(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Give all that a run goes on from: tensors by file, and the tree beside them.
 
     Args:
-        run: The run; its last steps have been read.
+        run: The run; its last steps have been read and its clock is settled.
 
     Returns:
         What `checkpoint.write_folder` takes.

@@ -23,7 +23,7 @@ from crossover.training.build import Workshop, build_workshop, manifest_of
 from crossover.training.compilation import WarmUp, graphs, warm_up
 from crossover.training.evaluate import eval_row, improves, swapped
 from crossover.training.finish import finish
-from crossover.training.running import Run, clock, first_average, restore, resume, snapshot
+from crossover.training.running import Run, clock, first_average, restore, resume, settle_clock, snapshot
 from crossover.training.state import State
 from crossover.training.steering import Wheel, ask, build_wheel, measures, probe, record_spread, rewarmed
 
@@ -57,6 +57,7 @@ def train(
     Raises:
         CrossoverError: The run cannot start or go on.
     """
+    forks.check(recipe.budget, fork_for)
     workshop = build_workshop(recipe, text, recorded)
     notify(f"{workshop.choices.device}, {workshop.choices.threads} thread(s); {workshop.choices.reason}")
     recorder.manifest(manifest_of(workshop, machine.facts()))
@@ -67,6 +68,7 @@ def train(
     while budget.fraction(run.state) < 1:
         if wanted := forks.due(run, fork_for):
             _flush(run)
+            settle_clock(run)
             forks.keep(run, wanted)
         ask(run, wheel)
         probe(run, wheel, _step(run, wheel))
@@ -209,13 +211,8 @@ def _save(run: Run) -> None:
     recipe, workshop = run.workshop.recipe, run.workshop
     whole = workshop.budget.tokens(workshop.price(run.state.mix))
     every = recipe.training.checkpoint_every_tokens or max(recipe.training.batch_tokens, int(whole / CHECKPOINTS))
-    now = time.monotonic()
-    run.state = replace(
-        run.state,
-        next_checkpoint=run.state.data_tokens // every * every + every,
-        seconds=run.state.seconds + now - run.started,
-    )
-    run.started, run.flushed = now, (0.0, run.state.data_tokens)
+    run.state = replace(run.state, next_checkpoint=run.state.data_tokens // every * every + every)
+    settle_clock(run)
     # Records first: a checkpoint must never be ahead of them.
     run.recorder.flush()
     run.recorder.ledger(_ledger(run))

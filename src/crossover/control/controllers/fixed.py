@@ -33,7 +33,10 @@ class Controller(Protocol):
 
     @property
     def horizon_free(self) -> bool:
-        """Whether it decides the same however long the run will be: then a shorter run is the beginning of a longer."""
+        """Whether it decides the same however long the run will be: then a shorter run is the beginning of a longer.
+
+        Such a controller must not ask for weights to be kept and gone back to: they are no part of that beginning.
+        """
         ...
 
     def objectives(self) -> tuple[str, ...]:

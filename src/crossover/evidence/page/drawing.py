@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from crossover.evidence.page.words import encodable
+
 # Okabe and Ito's colours (told apart by colour-blind eyes) that show on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#9A7D0A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
@@ -111,9 +113,19 @@ def figure_of(
         with _Canvas(width, height if form == "wide" else max(height, 3.4), panels) as (figure, axes):
             sheet = Sheet(figure, axes, form == "narrow")
             draw(sheet)
+            _mend_texts(figure)
             _arrange(sheet)
             shown[form] = svg_of(figure, f"{name}-{form}", title)
     return Figure(name, title, caption, shown["wide"], csv_of(*table), shown["narrow"])
+
+
+def _mend_texts(figure: Any) -> None:
+    """Make every text such that it can be set; what is drawn came from files."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if (sound := encodable(text.get_text())) != text.get_text():
+            text.set_text(sound)
 
 
 def _arrange(sheet: Sheet) -> None:
@@ -174,7 +186,7 @@ def marker_of(index: int) -> str:
 
 def short(name: str) -> str:
     """Shorten a name for a legend, on one line."""
-    flat = " ".join(name.split())
+    flat = " ".join(encodable(name).split())
     return flat if len(flat) <= NAME_LETTERS else flat[: NAME_LETTERS - 1] + "…"
 
 
@@ -268,7 +280,7 @@ def csv_of(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     writer.writerows([[_digits(item) for item in row] for row in rows])
-    return buffer.getvalue()
+    return encodable(buffer.getvalue())
 
 
 def _digits(item: Any) -> Any:

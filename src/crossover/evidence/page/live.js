@@ -3,7 +3,7 @@
 (() => {
   const main = () => document.querySelector("main");
   const every = () => 1000 * (Number(main().dataset.every) || 3);
-  const clock = () => new Date().toLocaleTimeString();
+  const clock = () => new Date().toLocaleString();
   let since = clock();
 
   function tell(text, lost) {
@@ -32,11 +32,18 @@
     window.scrollTo(left, top);
   }
 
+  // A server that has stopped in the middle of an answer must not leave the page saying that it is live.
+  const ask = (path) => fetch(path, { cache: "no-store", signal: AbortSignal.timeout(20000) });
+
   async function look() {
-    const version = (await (await fetch("/version", { cache: "no-store" })).json()).version;
-    // Whoever is marking text is not disturbed.
-    if (version !== main().dataset.version && String(window.getSelection()) === "") {
-      const page = new DOMParser().parseFromString(await (await fetch("/", { cache: "no-store" })).text(), "text/html");
+    const version = (await (await ask("/version")).json()).version;
+    if (version !== main().dataset.version) {
+      // Whoever is marking text is not disturbed.
+      if (String(window.getSelection()) !== "") {
+        tell(`waiting: text is marked; this page is of ${since}`, false);
+        return;
+      }
+      const page = new DOMParser().parseFromString(await (await ask("/")).text(), "text/html");
       exchange(page.querySelector("main"));
       document.title = page.title;
       since = clock();

@@ -8,7 +8,7 @@ from typing import Any
 
 from crossover.evidence.display import duration
 from crossover.evidence.page.drawing import Figure
-from crossover.evidence.page.words import decision_times, norms, number, value
+from crossover.evidence.page.words import decision_times, norms, number, points_told, value
 
 # Markdown is read from top to bottom: of the decisions that are not an online controller's, so many are shown.
 DECISIONS_SHOWN = 40
@@ -30,6 +30,7 @@ def markdown(facts: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     header = ("arm", "mode", "test bits per byte [95%]", "nats per token", "difference [95%]", "epochs", "FLOPs",
               "parameters", "tuning trials", "wall time")  # fmt: skip
     lines += _table(header, [_arm_cells(row) for row in facts["arms"]])
+    lines += [points_told(facts["decayed"]), ""] if facts["branches"] else []
     if facts["crossings"]:
         cells = [(row["challenger"], row["kind"], row["sentence"]) for row in facts["crossings"]]
         lines += ["## Crossings", "", *_table(("arm", "compared at", "result"), cells)]
@@ -39,7 +40,9 @@ def markdown(facts: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     if facts["missing"]:
         cells = [(row["run"], row["why"]) for row in facts["missing"]]
         lines += ["## Not finished", "", *_table(("run", "why"), cells)]
-    lines += ["## How to reproduce", "", *[f"    {command}" for command in facts["reproduce"]], ""]
+    # Every line of a command is indented: one that is not would be Markdown again.
+    commands = [f"    {line}" for command in facts["reproduce"] for line in command.splitlines()]
+    lines += ["## How to reproduce", "", *commands, ""]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from crossover.evidence.display import duration
 from crossover.evidence.page.drawing import Figure, colour_of
-from crossover.evidence.page.words import decision_times, norms, number, signed, value
+from crossover.evidence.page.words import decision_times, norms, number, points_told, signed, value
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,24 @@ def render(facts: Mapping[str, Any], figures: Figures, notes: Sequence[str] = ()
     Returns:
         The page. A file bears a policy that forbids it to load or run anything; a served page gets one as a header.
     """
+    colours = {row["arm"]: colour_of(index) for index, row in enumerate(facts["arms"])}
+    return _filled("report", live, facts=facts, figures=figures, notes=list(notes), colours=colours)
+
+
+def render_problem(name: str, live: Live) -> str:
+    """Fill a page for a folder that has not been readable yet.
+
+    Args:
+        name: The folder's name.
+        live: What is wrong with it, and how the page stays fresh.
+
+    Returns:
+        The page.
+    """
+    return _filled("problem", live, facts={"name": name})
+
+
+def _filled(template: str, live: Live | None, **told: Any) -> str:
     import jinja2
     from markupsafe import Markup
 
@@ -83,17 +101,12 @@ def render(facts: Mapping[str, Any], figures: Figures, notes: Sequence[str] = ()
         "value": value,
         "norms": norms,
         "times": decision_times,
+        "points": points_told,
         "drawn": Markup,
         "inside": inside,
     }
-    return environment.get_template("report.html.j2").render(
-        facts=facts,
-        figures=figures,
-        notes=list(notes),
-        live=live,
-        script=Markup(live.script) if live else "",
-        colours={row["arm"]: colour_of(index) for index, row in enumerate(facts["arms"])},
-    )
+    script = Markup(live.script) if live else ""
+    return environment.get_template(f"{template}.html.j2").render(live=live, script=script, **told)
 
 
 def inside(text: str) -> str:

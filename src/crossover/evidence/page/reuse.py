@@ -54,7 +54,7 @@ def _epochs(ledger: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         unique, exposures = row.get("unique_tokens"), row.get("exposures")
         if isinstance(unique, int | float) and unique > 0 and isinstance(exposures, Mapping) and exposures:
             by_arm.setdefault(str(row["arm"]), []).append(
-                {str(name): float(tokens) / unique for name, tokens in exposures.items()}
+                {str(name): tokens / unique for name, tokens in exposures.items() if isinstance(tokens, int | float)}
             )
     means = {}
     for arm, runs in by_arm.items():
