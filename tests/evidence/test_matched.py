@@ -71,6 +71,22 @@ def test_tunable_keys_may_differ_but_only_those(plain_run: Build) -> None:
     assert proof.matched and "training.clip_norm" in proof.declared
 
 
+def test_texts_may_differ_where_they_are_what_is_varied(plain_run: Build) -> None:
+    runs = runs_of(plain_run)
+    for run in runs[2:]:
+        run["recipe"]["data"]["source"] = "degraded(stdlib, 0.3)"
+        run["recipe"]["controller"] = runs[0]["recipe"]["controller"]
+        run["manifest"] |= {"data_hash": "worse", "data_source": "degraded", "data_order": f"{run['recipe']['seed']}"}
+    assert prove_matched(runs, vary="data.source").matched
+    assert not prove_matched(runs, vary="controller").matched
+    runs[3]["manifest"]["tokenizer_hash"] = "another"
+    assert [item.key for item in prove_matched(runs, vary="data.source").mismatches] == ["manifest.tokenizer_hash"]
+    runs = copy.deepcopy(runs)
+    runs[3]["manifest"] |= {"tokenizer_hash": runs[0]["manifest"]["tokenizer_hash"], "data_order": "other"}
+    runs[3]["recipe"]["seed"] = runs[2]["recipe"]["seed"]
+    assert "manifest.data_order" in [item.key for item in prove_matched(runs, vary="data.source").mismatches]
+
+
 def test_a_prefix_of_a_key_is_not_that_key(plain_run: Build) -> None:
     runs = runs_of(plain_run)
     runs[0]["recipe"]["training"]["clip_norm"] = 2.0

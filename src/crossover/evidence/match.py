@@ -16,6 +16,8 @@ MANIFEST_TREES = ("versions", "choices", "budget")
 # Choices without which "matched" cannot be claimed; whatever else `choices` holds is compared too.
 CHOICES = ("precision", "compile", "threads", "attention")
 MISSING = "(not recorded)"
+# What follows from another text, where the study varies it; tokens and tokenizer must be equal all the same.
+OF_TEXT = ("manifest.data_hash", "manifest.data_source")
 # Controllers that follow a plan, the placebo that follows a lot, and those that hold control text out.
 STATIC = ("constant", "static_dual", "switch", "ramp", "block_growth")
 PLACEBO = "random_time"
@@ -83,6 +85,9 @@ def prove_matched(runs: Sequence[RunRecord | Mapping[str, Any]], *, vary: str, t
     which such arms carry openly: `manifest.train_tokens` then stands under what is declared. It must still be equal
     among the controllers that hold text out, and among the plans, which hold nothing out.
 
+    Where the study varies the text itself (`data.source`), its hash and order differ by necessity: orders are compared
+    among runs of one text, and unique tokens and tokenizer must be equal all the same.
+
     Args:
         runs: Run records, or mappings with `recipe`, `manifest`, `ledger` and `tuning`.
         vary: The dotted key that the arms differ in.
@@ -99,9 +104,12 @@ def prove_matched(runs: Sequence[RunRecord | Mapping[str, Any]], *, vary: str, t
     allowed = (vary, *tunable)
     facts = [_facts(run, index, allowed) for index, run in enumerate(runs)]
     flat = [_comparable(item) for item in facts]
-    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if not _covered(key, allowed)]
+    texts_vary = _covered("recipe.data.source", allowed)
+    free = OF_TEXT if texts_vary else ()
+    keys = [key for one in flat for key in one if not _covered(key, allowed) and key not in free]
+    keys = list(dict.fromkeys(keys))
     found = [_equal(key, facts, [one.get(key, MISSING) for one in flat]) for key in keys]
-    groups = _read_alike(facts)
+    groups = _read_alike(facts, texts_vary)
     found += [_same_seeds(facts), _spent(facts), *_trained_on(facts), *(_order(group) for group in groups)]
     mismatches = tuple(item for item in found if item is not None)
     return Proof(mismatches, _declared(facts, allowed), len(keys) + 3 + len(groups), len(runs))
@@ -227,11 +235,12 @@ def _trained_on(facts: Sequence[_Facts]) -> list[Mismatch | None]:
     return found
 
 
-def _read_alike(facts: Sequence[_Facts]) -> list[list[_Facts]]:
-    """Group the runs that should have read their text in one order."""
-    groups: dict[tuple[Any, Any], list[_Facts]] = {}
+def _read_alike(facts: Sequence[_Facts], texts_vary: bool) -> list[list[_Facts]]:
+    """Group the runs that should have read their text in one order; other texts have other orders."""
+    groups: dict[tuple[Any, Any, Any], list[_Facts]] = {}
     for item in facts:
-        groups.setdefault((item.seed, _train_tokens(item)), []).append(item)
+        text = item.manifest.get("data_hash") if texts_vary else None
+        groups.setdefault((item.seed, _train_tokens(item), text), []).append(item)
     return list(groups.values())
 
 
