@@ -112,3 +112,82 @@ def test_an_altered_checkpoint_is_named(give, tracked):
     shutil.rmtree(tracked / "altered/scores/tracking", ignore_errors=True)
     code, _, said = give("eval", "altered", "checkpoints=8", *SIZES)
     assert code == 2 and "step-000000008: model.safetensors is not what was written" in said
+
+
+def test_a_copy_beside_the_checkpoints_is_none(give, tracked):
+    shutil.copytree(tracked / "run", tracked / "copied")
+    shutil.copytree(tracked / "copied/checkpoints/step-000000008", tracked / "copied/checkpoints/step-000000008 (copy)")
+    code, out, said = give("eval", "copied", "checkpoints=8", *SIZES)
+    assert (code, said) == (0, "") and "step 8" in out
+
+
+def test_a_checkpoint_with_other_weights_is_scored_anew(give, tracked):
+    shutil.copytree(tracked / "run", tracked / "anew", symlinks=True)
+    shutil.rmtree(tracked / "anew/scores/tracking", ignore_errors=True)
+    asked = ("eval", "anew", "checkpoints=8", *SIZES)
+    assert give(*asked)[1].count("bits per byte") == 1 and "bits per byte" not in give(*asked)[1]
+    place = tracked / "anew/checkpoints"
+    for name in ("model.safetensors", "checksums.json"):
+        shutil.copyfile(place / "step-000000012" / name, place / "step-000000008" / name)
+    assert give(*asked)[1].count("bits per byte") == 1
+    kept = read(tracked / "anew/scores/tracking/step-000000008/dev-ar.json")
+    sums = read(place / "step-000000012/checksums.json")
+    assert (
+        kept["asked"]["weights_sha256"] == kept["record"]["conditions"]["weights_sha256"] == sums["model.safetensors"]
+    )
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that is scored by its averaged weights, and whose tokenizer knows no text."""
+    folder = tmp_path_factory.mktemp("averaged")
+    source = tiny_runs.write_text(folder / "text.jsonl")
+    recipe = tiny_runs.write_recipe(
+        folder / "recipe.yaml", source, budget={"tokens": 4096}, data__tokenizer="bytes",
+        training__checkpoint_every_tokens=2048, training__keep_checkpoints=50,
+        training__ema_decay=0.9, scoring__weights="ema",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CROSSOVER_CACHE", str(folder / "cache"))
+        assert tiny_runs.command(patched, "train", recipe, "--run-dir", folder / "run") == 0
+    return folder
+
+
+@pytest.fixture
+def give_averaged(averaged, monkeypatch, capsys):
+    monkeypatch.setenv("CROSSOVER_CACHE", str(averaged / "cache"))
+    monkeypatch.chdir(averaged)
+
+    def command(*arguments):
+        code = tiny_runs.command(monkeypatch, *arguments)
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def test_averaged_weights_are_scored_where_the_run_is_scored_by_them(give_averaged, averaged):
+    code, _, said = give_averaged("eval", "run", "checkpoints=8", *SIZES)
+    assert (code, said) == (0, "")
+    kept = read(averaged / "run/scores/tracking/step-000000008/dev-ar.json")
+    sums = read(averaged / "run/checkpoints/step-000000008/checksums.json")
+    assert kept["record"]["conditions"]["weights_sha256"] == sums["ema.safetensors"] != sums["model.safetensors"]
+    assert kept["asked"]["weights"] == "ema" and kept["asked"]["weights_sha256"] == sums["ema.safetensors"]
+    assert kept["asked"]["data_hash"] == read(averaged / "run/manifest.json")["data_hash"]
+
+
+@pytest.mark.parametrize("asked", [("checkpoints=4",), ("text=dev",), ("text=test",)], ids=str)
+def test_a_text_that_was_edited_since_is_no_text_of_the_run(give_averaged, averaged, asked):
+    """With a tokenizer of bytes, its hash says nothing of the text."""
+    text = averaged / "text.jsonl"
+    before = text.read_text("utf-8")
+    rows = before.splitlines()
+    new = [json.dumps({"text": f"a document of another version {number} " * 30}) for number in range(40)]
+    text.write_text("\n".join([*rows[: len(rows) * 3 // 4], *new]), "utf-8")
+    try:
+        code, out, said = give_averaged("eval", "run", *asked, *SIZES)
+    finally:
+        text.write_text(before, "utf-8")
+    assert (code, out) == (2, "") and said.count("\n") == 1
+    assert "text.jsonl" in said and "is not what its run was trained" in said and "bring the old text back" in said
+    code, out, said = give_averaged("eval", "run", *asked, *SIZES)
+    assert (code, said) == (0, "") and "bits per byte" in out

@@ -78,7 +78,8 @@ def track_text(
         trust: Whether the recipe's `imports` may run.
 
     Raises:
-        RunError: There is no such checkpoint, or the text is not the run's.
+        RunError: There is no such checkpoint, or the split is none of the run's.
+        DataError: The text at `data.source` is no longer what the run was trained on.
     """
     from crossover.evidence.run import read_run
     from crossover.registry import trust_imports
@@ -87,11 +88,12 @@ def track_text(
     if split not in ("dev", "test"):
         raise RunError(f"text={split}: checkpoints are scored on the run's own text; text=dev or text=test")
     _of_run(run)
-    recipe = read_run(run).recipe
+    record = read_run(run)
+    recipe, data_hash = record.recipe, record.manifest.get("data_hash")
     trust_imports(recipe.get("imports") or (), trust=trust, origin=str(run / "recipe.yaml"))
 
     def score(folder: Path, procedure: str) -> tuple[Mapping[str, Any], Mapping[str, Any], Sequence[str]]:
-        (found,) = score_folder(folder, recipe, split=split, procedures=[procedure], **sizes)
+        (found,) = score_folder(folder, recipe, split=split, procedures=[procedure], data_hash=data_hash, **sizes)
         row = found.row()
         measures = {
             "bits_per_byte": (row["bits_per_byte"], row["standard_error_bits"]),
@@ -99,7 +101,7 @@ def track_text(
         }
         return row, measures, [found.line().splitlines()[0]]
 
-    _track(run, model, wanted, [split], procedures, dict(sizes), lambda name: score)
+    _track(run, model, wanted, [split], procedures, {**sizes, "data_hash": data_hash}, lambda name: score)
 
 
 def track_tasks(
@@ -142,16 +144,17 @@ def _track(
     scorer: Callable[[str], Callable[[Path, str], Any]],
 ) -> None:
     from crossover.evidence.tracking import Score, is_scored, keep, write_table
-    from crossover.scoring.checkpoints import as_model, modes_of
+    from crossover.scoring.checkpoints import as_model, checksum_of, modes_of
 
     clocks, weights = _of_run(run)
-    asked = {**asked, "weights": weights}
     for kept, clock in clocks(wanted):
         done, todo = 0, []
+        # A checkpoint of the same step may hold other weights: that of a run that was made anew.
+        exactly = {**asked, "weights": weights, "weights_sha256": checksum_of(kept, weights)}
         for what in names:
             for mode in dict.fromkeys(mode for name in procedures for mode in modes_of(model, name)):
                 name = f"{what}-{mode}"
-                done += (there := is_scored(run, kept.step, name, asked))
+                done += (there := is_scored(run, kept.step, name, exactly))
                 todo += [] if there else [(what, mode, name)]
         if done:
             say(f"step {kept.step:,}: {done} score(s) are there already")
@@ -160,7 +163,7 @@ def _track(
         with as_model(kept, model, weights) as folder:
             for what, mode, name in todo:
                 record, measures, lines = scorer(what)(folder, mode)
-                keep(run, Score(clock, name, asked, measures, record))
+                keep(run, Score(clock, name, exactly, measures, record))
                 for line in lines:
                     say(f"step {kept.step:,}, epoch {clock['epochs']:.2f}: {line}")
     for path in write_table(run):

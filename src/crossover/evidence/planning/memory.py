@@ -2,15 +2,16 @@
 
 It is an estimate. Left out: fragmentation of the allocator, the CUDA context, buffers of the communication library and
 of compilation, for all of which `MARGIN` of the memory is kept free. The step's gradients are taken to be scattered
-after every micro-batch. Compilation keeps fewer activations than counted here.
+after every micro-batch. Compilation keeps fewer activations than counted here. Scoring averaged weights sets the raw
+ones aside between two steps, when there are no gradients: it takes their room and needs no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from crossover.model.shapes import Shape, Workload, parameters
+from crossover.model.shapes import Shape, Workload, layer_matrix_parameters, parameters
 
 GIB = 2**30
 MARGIN = 0.1
@@ -29,6 +30,8 @@ class Parts:
         gradients: Float32, sharded.
         optimizer: Its states, float32, sharded.
         averaged: Averaged weights, float32, sharded; 0 without `training.ema_decay`.
+        noise: The layers' matrices as they are without `model.parameter_noise`, float32, sharded.
+        probes: Gradients that a controller's probes hold beside the step's, float32, taken to be sharded like these.
         gathered: Bfloat16 copies of weights that are computed with, and the gradients of one layer before they are
             scattered; not sharded.
         activations: What the backward pass needs of the micro-batch, and one layer's gradients.
@@ -39,6 +42,8 @@ class Parts:
     gradients: float
     optimizer: float
     averaged: float
+    noise: float
+    probes: float
     gathered: float
     activations: float
     loss: float
@@ -60,6 +65,8 @@ class Demand:
         averaged: Whether averaged weights are kept.
         checkpointed: Whether layers keep their inputs alone and compute the rest again.
         workloads: What a window asks for under each objective; the dearest counts.
+        noisy: Whether a step sets the layers' matrices aside, for noise on the weights.
+        probe_gradients: Gradients that probes hold beside the step's.
     """
 
     shape: Shape
@@ -68,6 +75,8 @@ class Demand:
     averaged: bool
     checkpointed: bool
     workloads: Sequence[Workload]
+    noisy: bool = False
+    probe_gradients: int = 0
 
     def on(self, gpus: int, windows: int) -> Parts:
         """Give the memory of one of so many GPUs.
@@ -81,11 +90,15 @@ class Demand:
         """
         whole, shape = parameters(self.shape), self.shape
         dear = max(self.workloads, key=lambda work: self._working(work, windows))
+        noise = 4 * shape.depth * layer_matrix_parameters(shape) / gpus if self.noisy else 0.0
         return Parts(
             weights=4 * whole / gpus,
             gradients=4 * whole / gpus,
             optimizer=optimizer_bytes(shape, self.optimizer) / gpus,
             averaged=4 * whole / gpus if self.averaged else 0.0,
+            noise=noise,
+            # Steps with noise are not looked at: probes run after them, in the room of what noise had set aside.
+            probes=max(0.0, 4 * whole * self.probe_gradients / gpus - noise),
             gathered=gathered_bytes(shape, gpus),
             activations=activation_bytes(shape, windows * dear.inputs, checkpointed=self.checkpointed),
             loss=loss_bytes(shape, windows * dear.reads, self.predictable),
@@ -116,18 +129,18 @@ class Demand:
             low, high = (middle, high) if self.fits(gpus, middle, memory_gib) else (low, middle - 1)
         return low
 
-    def fewest_gpus(self, counts: Iterable[int], windows: int, memory_gib: float) -> int | None:
+    def fewest_gpus(self, counts: Iterable[int], windows: Callable[[int], int], memory_gib: float) -> int | None:
         """Find the smallest number of GPUs that has room.
 
         Args:
             counts: Numbers that may be used.
-            windows: Windows of a micro-batch.
+            windows: Windows of a micro-batch on so many GPUs.
             memory_gib: Memory of each GPU.
 
         Returns:
             The number, or None where no number is enough.
         """
-        return next((count for count in sorted(counts) if self.fits(count, windows, memory_gib)), None)
+        return next((count for count in sorted(counts) if self.fits(count, windows(count), memory_gib)), None)
 
 
 def optimizer_bytes(shape: Shape, optimizer: str) -> float:

@@ -129,7 +129,7 @@ def plan_of(recipe: Recipe, machine: Machine, book: Book, *, price_per_gpu_hour:
         price=Price(machine.reached(sparse=bool(shape.experts)), hours, hours * fit.gpus, cost),
         forecast=expected,
         problems=problems,
-        notes=notes_of(recipe, text, spending),
+        notes=notes_of(recipe, text, spending, fit),
         advice=advice_of(spending, expected),
     )
 

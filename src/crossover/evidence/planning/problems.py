@@ -91,18 +91,21 @@ def _cheapest(recipe: Recipe, spending: Spending) -> str:
     return min(recipe.controller.objectives(), key=lambda name: spending.flops_per_token[name])
 
 
-def notes_of(recipe: Recipe, text: TextFacts, spending: Spending) -> tuple[str, ...]:
+def notes_of(recipe: Recipe, text: TextFacts, spending: Spending, fit: Fit) -> tuple[str, ...]:
     """List what a reader should know though the recipe can run.
 
     Args:
         recipe: The recipe.
         text: Its text.
         spending: What its budget buys.
+        fit: What fits where it should run.
 
     Returns:
         Sentences.
     """
     found = []
+    if fit.gpus > 1:
+        found.append("training on several GPUs is not part of this version yet; this is what it would take")
     rate = recipe.training.learning_rate
     if spending.tokens > rate.warmup_tokens >= spending.tokens * rate.decay_from:
         found.append(
