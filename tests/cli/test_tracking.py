@@ -188,6 +188,11 @@ def test_a_text_that_was_edited_since_is_no_text_of_the_run(give_averaged, avera
     finally:
         text.write_text(before, "utf-8")
     assert (code, out) == (2, "") and said.count("\n") == 1
-    assert "text.jsonl" in said and "is not what its run was trained" in said and "bring the old text back" in said
+    assert (
+        "text.jsonl" in said
+        and "is not what this run was trained" in said
+        and "the run's " in said
+        and "Bring the old text back" in said
+    )
     code, out, said = give_averaged("eval", "run", *asked, *SIZES)
     assert (code, said) == (0, "") and "bits per byte" in out

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from crossover.evidence.report import write_report
 from crossover.evidence.watch import Watch, serving
@@ -39,7 +38,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study whose corpus, arms, decisions, errors and samples all try to run something."""
+    """A study whose name, corpus, decisions, errors and samples all try to run something."""
     folder = tmp_path_factory.mktemp("study") / "study"
     evil_text = {"data_source": EVIL}
     given: dict[str, dict[str, Any]] = {
@@ -50,7 +49,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
                  "manifest": evil_text},
     }  # fmt: skip
     write_study(folder, given, name=EVIL)
-    _rename(folder, {"arm1": ALSO_EVIL.replace("/", ""), "arm2": EVIL.replace("/", "")})
     for run in folder.glob("*/seed-0"):
         (run / "samples").mkdir()
         row = {"prompt": EVIL, "text": EVIL + ALSO_EVIL, "mode": ALSO_EVIL, "tokens": 3}
@@ -60,15 +58,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for decisions in folder.glob("*/*/decisions.jsonl"):
         decisions.write_text(decisions.read_text().replace("the plan changes", EVIL.replace("'", "\\u0027")))
     return folder
-
-
-def _rename(folder: Path, names: dict[str, str]) -> None:
-    """Give arms names that no file system refuses (a slash is no part of one) and that no page should run."""
-    definition = yaml.safe_load((folder / "study.yaml").read_text())
-    definition["arms"] = {names.get(arm, arm): value for arm, value in definition["arms"].items()}
-    (folder / "study.yaml").write_text(yaml.safe_dump(definition, allow_unicode=True))
-    for old, new in names.items():
-        (folder / old).rename(folder / new)
 
 
 def is_whole(browser: chromium.Chromium) -> None:
@@ -130,7 +119,9 @@ def test_the_report_can_be_printed(browser: chromium.Chromium, study: Path) -> N
 def test_the_live_page_follows_a_run_and_keeps_the_readers_place(
     browser: chromium.Chromium, tmp_path: Path, pictures: Path
 ) -> None:
-    run = write_run(tmp_path / "run", name=EVIL, finished=False, handover_epoch=8.0, manifest={"data_source": EVIL})
+    # A run's name is the name of its arm.
+    evil = {"name": EVIL + ALSO_EVIL, "manifest": {"data_source": EVIL}}
+    run = write_run(tmp_path / "run", finished=False, handover_epoch=8.0, **evil)
     rows = (run / "evals.jsonl").read_text().splitlines(keepends=True)
     (run / "evals.jsonl").write_text("")
     watched = Watch(run, every_seconds=0.5)
@@ -147,7 +138,15 @@ def test_the_live_page_follows_a_run_and_keeps_the_readers_place(
         assert browser.ask("document.querySelectorAll('details[open]').length") == 1
         assert browser.ask("document.getElementById('told').textContent").startswith("live")
         assert browser.requests and all(asked.startswith((address, "data:,")) for asked in browser.requests)
+        browser.ask("window.getSelection().selectAllChildren(document.querySelector('h1'))")
+        shown = browser.ask("document.querySelector('main').dataset.version")
+        (run / "evals.jsonl").write_text("".join(rows[:-1]))
+        browser.wait_for("document.getElementById('told').textContent.startsWith('waiting: text is marked')")
+        assert browser.ask("document.querySelector('main').dataset.version") == shown
         browser.ask("window.getSelection().empty()")
+        browser.wait_for(f"document.querySelector('main').dataset.version != '{shown}'")
+        browser.wait_for("document.getElementById('told').textContent.startsWith('live; this page is of ')")
+        assert "20" in browser.ask("document.getElementById('told').textContent"), "the day is told too"
         browser.screenshot(pictures / "live-1200-light.png")
         assert browser.ask("fetch('https://example.org/').then(() => 'went out', () => 'was held')") == "was held"
         browser.console.clear()

@@ -9,9 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from crossover.errors import RunError
-from crossover.evidence.report import write_report
+from crossover.evidence.page.markdown import markdown
+from crossover.evidence.page.words import number
+from crossover.evidence.report import build_report, write_report
+from crossover.evidence.view import read_view
 from evidence.synthetic import AUTOREGRESSIVE, MASKED
 
 Make = Callable[..., Path]
@@ -144,10 +148,10 @@ def test_the_time_that_evaluations_took_is_told(tmp_path: Path, make_run: Make) 
     assert json.loads((run / "report.json").read_text())["ledger"][0]["evaluation_share"] is None
 
 
-def shift(step: int = 4, **details: object) -> dict[str, object]:
+def shift(step: int = 4, *, reason: str = "", **details: object) -> dict[str, object]:
     clock = {"step": step, "data_tokens": 2000 * step, "epochs": 2.0 * step, "flops": 1e8 * step}
     mix, before = {"autoregressive": 0.9, "masked": 0.1}, {"autoregressive": 1.0}
-    return {**clock, "mix": mix, "before": before, "reason": f"used up at step {step}", "details": details}
+    return {**clock, "mix": mix, "before": before, "reason": reason or f"used up at step {step}", "details": details}
 
 
 def add(run: Path, *rows: dict[str, object], stream: str = "decisions") -> None:
@@ -220,6 +224,110 @@ def test_what_probes_took_is_told(tmp_path: Path, make_run: Make) -> None:
     assert "4.2%, 8.0%" in write_report(run).read_text()
     row = json.loads((run / "report.json").read_text())["ledger"][0]
     assert row["probe_flops_share"] == pytest.approx(0.042) and row["probe_seconds_share"] == pytest.approx(0.08)
+
+
+HALF = "half \ud800 <b>"
+
+
+def test_half_characters_break_no_report(tmp_path: Path, make_study: Make, make_run: Make) -> None:
+    run = make_run(tmp_path / HALF.replace("\ud800", "\udcff"), name=HALF, controller={"name": "online"})
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "data_source": HALF}))
+    add(run, shift(**{**EVIDENCE, "evidence": [HALF], "to": {HALF: 1.0}}, reason=HALF))
+    ledger = json.loads((run / "ledger.json").read_text())
+    (run / "ledger.json").write_text(json.dumps({**ledger, "exposures": {HALF: 10}}))
+    rows = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
+    (run / "evals.jsonl").write_text("".join(json.dumps({**row, "procedure": HALF}) + "\n" for row in rows))
+    (run / "samples").mkdir()
+    (run / "samples" / "one.json").write_text(json.dumps({"samples": [{"prompt": HALF, "text": HALF, "mode": HALF}]}))
+    page = write_report(run).read_text("utf-8")
+    assert page.count("half ? &lt;b&gt;") > 5
+    for path in (*(run / "report").iterdir(), run / "report.md", run / "report.json"):
+        assert "\ud800" not in path.read_text("utf-8")
+    for svg in (run / "report").glob("*.svg"):
+        ElementTree.fromstring(svg.read_text())
+    folder = make_study(tmp_path / "study", arms(), seeds=[0], name=HALF)
+    assert "<h1>half ? &lt;b&gt;</h1>" in write_report(folder).read_text("utf-8")
+
+
+@pytest.mark.parametrize(("amount", "form", "told"), [
+    (1000, ",d", "1,000"), (1000.0, ",d", "1,000"), (1.5, ",d", "1.5"), (float("nan"), ",d", "nan"),
+    (10**400, ".2e", "more than can be shown"), ("x", ",d", "-"), (True, ",d", "-"), (None, ".3f", "-"),
+])  # fmt: skip
+def test_whatever_was_recorded_is_written(amount: object, form: str, told: str) -> None:
+    assert number(amount, form) == told
+
+
+@pytest.mark.parametrize("started", [
+    {"study": 7}, {"study": "x.yaml", "overrides": [1]}, {"study": "x.yaml", "overrides": 3}, {"study": ["x"]},
+    {"study": "x\n# <script>alert(1)</script>"}, {"study": "x\u2028# y"}, {"study": "x", "overrides": {"a": 1}}, {},
+])  # fmt: skip
+def test_a_command_that_cannot_be_told_is_told_in_general(
+    tmp_path: Path, make_study: Make, started: dict[str, object]
+) -> None:
+    folder = make_study(tmp_path / "study", {"plain": {}}, seeds=[0])
+    (folder / "started.json").write_text(json.dumps(started))
+    (told,) = read_view(folder).reproduce
+    assert told.startswith("crossover train recipes/<arm>") and told.isprintable()
+
+
+def test_a_command_stays_in_its_block_of_code(tmp_path: Path, make_study: Make) -> None:
+    folder = make_study(tmp_path / "study", {"plain": {}}, seeds=[0])
+    (folder / "started.json").write_text(
+        json.dumps({"study": "a b.yaml", "overrides": ["study.jobs=1", "name=</pre>"]})
+    )
+    assert read_view(folder).reproduce == ("crossover study 'a b.yaml' study.jobs=1 'name=</pre>'",)
+    assert "name=&lt;/pre&gt;" in write_report(folder).read_text()
+    report = build_report(folder)
+    text = markdown({**report.facts, "reproduce": ["one\n\n# two\u2028<b>three"]}, ())
+    block = text.partition("## How to reproduce\n")[2].splitlines()
+    assert len([line for line in block if line.strip()]) == 3
+    assert all(line.startswith("    ") for line in block if line.strip())
+
+
+@pytest.mark.parametrize(("key", "broken"), [
+    ("arms", 5), ("arms", ["plain"]), ("arms", {"../plain": {}}), ("arms", {"a/b": {}}), ("arms", {"..": {}}),
+    ("arms", {"a\nb": {}}), ("arms", {None: {}, "": {}}), ("seeds", ["../0"]), ("seeds", [0.5]), ("seeds", [True]),
+    ("seeds", "01"), ("tunable", 5), ("tunable", "training"), ("tunable", [1]),
+])  # fmt: skip
+def test_a_study_file_that_no_study_left_is_refused_by_key(
+    tmp_path: Path, make_study: Make, key: str, broken: object
+) -> None:
+    folder = make_study(tmp_path / "study", {"plain": {}}, seeds=[0])
+    definition = yaml.safe_load((folder / "study.yaml").read_text())
+    (folder / "study.yaml").write_text(yaml.safe_dump({**definition, key: broken}))
+    with pytest.raises(RunError, match=rf"study\.yaml: {key}: "):
+        read_view(folder)
+
+
+@pytest.mark.parametrize("broken", ["[1, 2]", "3", "{", "budgets: [x]", "budgets: [1" + "0" * 400 + "]"])
+def test_a_study_file_of_another_kind_is_refused(tmp_path: Path, make_study: Make, broken: str) -> None:
+    folder = make_study(tmp_path / "study", {"plain": {}}, seeds=[0])
+    text = (folder / "study.yaml").read_text() if broken.startswith("budgets") else ""
+    (folder / "study.yaml").write_text(text + broken)
+    with pytest.raises(RunError, match=r"study\.yaml: is not what a study leaves"):
+        read_view(folder)
+
+
+def test_points_are_called_decayed_only_where_they_are(tmp_path: Path, make_study: Make, make_run: Make) -> None:
+    folder = make_study(tmp_path / "study", {"plain": {}, "other": {"controller": MASKED}}, seeds=[0])
+    with open(folder / "study.yaml", "a") as file:
+        file.write("budgets: [5.0e+8]\n")
+
+    def told() -> tuple[bool, set[str]]:
+        page, text = write_report(folder).read_text(), (folder / "report.md").read_text()
+        said = {"decayed": "is a run whose learning rate decayed", "on the way": "were measured on the way"}
+        found = {name for name, words in said.items() if words in page}
+        assert found == {name for name, words in said.items() if words in text}
+        return json.loads((folder / "report.json").read_text())["decayed"], found
+
+    assert told() == (False, set()), "without a branch there is nothing to tell"
+    for arm, expected in (("plain", (False, {"on the way"})), ("other", (True, {"decayed"}))):
+        controller = MASKED if arm == "other" else AUTOREGRESSIVE
+        make_run(folder / arm / "budget-5e+08" / "seed-0", name=f"{arm}-0", controller=controller)
+        rows = (folder / arm / "budget-5e+08" / "seed-0" / "evals.jsonl").read_text().splitlines(keepends=True)
+        (folder / arm / "budget-5e+08" / "seed-0" / "evals.jsonl").write_text("".join(rows[:5]))
+        assert told() == expected
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

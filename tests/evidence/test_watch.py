@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import pytest
 
 from crossover.errors import RunError
 from crossover.evidence import watch as watch_module
+from crossover.evidence.page.render import Live
+from crossover.evidence.report import Report
 from crossover.evidence.run import RunFolder
 from crossover.evidence.watch import Watch, fingerprint, serving
 from evidence.synthetic import AUTOREGRESSIVE, MASKED, recipe_of, write_run, write_study
@@ -156,6 +159,109 @@ def test_a_folder_that_cannot_be_read_from_the_start_has_a_page_too(tmp_path: Pa
     watched = Watch(run)
     page = watched.snapshot.files["/"][1].decode()
     assert "Nothing could be read yet." in page and "expected a JSON object" in page
+    assert f'data-version="{watched.snapshot.version}"' in page and 'id="told"' in page
+    (run / "manifest.json").write_text("{}")
+    assert watched.refresh() and 'class="verdict"' in watched.snapshot.files["/"][1].decode()
+    assert "/report.json" in watched.snapshot.files
+
+
+def test_values_that_nobody_foresaw_are_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", handover_epoch=8.0)
+    decisions = (run / "decisions.jsonl").read_text()
+    (run / "decisions.jsonl").write_text(decisions.replace("the plan changes", "\\ud800 <b>"))
+    assert "\\ud800 <b>" in (run / "decisions.jsonl").read_text()
+    ledger = json.loads((run / "ledger.json").read_text())
+    (run / "ledger.json").write_text(json.dumps({**ledger, "unique_tokens": 1.5}))
+    watched = Watch(run)
+    page = watched.snapshot.files["/"][1].decode()
+    assert "older than the folder" not in page and "? &lt;b&gt;" in page and ">1.5<" in page
+    for odd in ({"data_tokens": 10**400}, {"exposures": {"masked": "many"}}, {"exposures": "x"}, {"seconds": [1]}):
+        (run / "ledger.json").write_text(json.dumps({**ledger, **odd}))
+        assert watched.refresh() and b"Loss against" in watched.snapshot.files["/"][1], odd
+
+
+def test_a_rendering_that_fails_keeps_the_last_page_and_the_looks_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run")
+    watched = Watch(run, every_seconds=0.05)
+    watched.seconds = 0.0
+    sound, failing = Report.texts, [True]
+
+    def texts(self: Report, live: Live | None = None) -> dict[str, str]:
+        # The last good report still renders, or there would be nothing to tell the trouble on.
+        if failing and live is not None and not live.problem:
+            raise TypeError("\ud800 of <b>")
+        return sound(self, live)
+
+    monkeypatch.setattr(Report, "texts", texts)
+    last = watched.snapshot.version
+    with serving(watched):
+        (run / "ledger.json").write_text(json.dumps({**json.loads((run / "ledger.json").read_text()), "epochs": 21.0}))
+        await_(lambda: watched.snapshot.version != last)
+        page = watched.snapshot.files["/"][1].decode()
+        assert "older than the folder: TypeError: ? of &lt;b&gt;" in page and "Loss against" in page
+        assert f'data-version="{watched.snapshot.version}"' in page, "the browser would not see it"
+        failing.clear()
+        await_(lambda: b"older than the folder" not in watched.snapshot.files["/"][1])
+
+
+def await_(happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < until, "it did not happen within ten seconds"
+        time.sleep(0.02)
+
+
+def test_a_rendering_that_fails_at_the_start_has_a_page_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def texts(self: Report, live: Live | None = None) -> dict[str, str]:
+        raise TypeError("\ud800 of <b>")
+
+    monkeypatch.setattr(Report, "texts", texts)
+    watched = Watch(run)
+    assert set(watched.snapshot.files) == {"/", "/version"}
+    assert "TypeError: ? of &lt;b&gt;" in watched.snapshot.files["/"][1].decode()
+    assert not watched.refresh(), "the same trouble is told once"
+
+
+def test_what_browsers_do_is_no_news_for_the_terminal(port: int, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for target in ("http://[", "//["):
+        assert ask(port, target)[0] == 404
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", port)) as closed:
+            closed.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            # A reset and no farewell, as when a page is left while it loads.
+            closed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    time.sleep(0.3)
+    assert capfd.readouterr().err == ""
+    server = watch_module._Server(0, Watch(run))
+    try:
+        raise ZeroDivisionError("a mistake of ours")
+    except ZeroDivisionError:
+        server.handle_error(None, ("127.0.0.1", 1))
+    server.server_close()
+    assert "a mistake of ours" in capfd.readouterr().err
+
+
+def test_runs_are_seen_wherever_the_study_has_them(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", {"plain": {}, "logs": {}}, seeds=[0])
+    definition = (folder / "study.yaml").read_text()
+    (folder / "study.yaml").write_text(definition + "budgets: [5.0e+8]\n")
+    branch = write_run(folder / "plain" / "budget-5e+08" / "seed-0")
+    (folder / "plain").rename(tmp_path / "elsewhere")
+    (folder / "plain").symlink_to(tmp_path / "elsewhere")
+    for place in (folder / "plain" / "seed-0", folder / "logs" / "seed-0", branch):
+        for name in ("evals.jsonl", "scores/dev-ar.json", "samples/new.json"):
+            before = fingerprint(folder)
+            assert fingerprint(folder) == before
+            (place / name).parent.mkdir(exist_ok=True)
+            with open(place / name, "a") as file:
+                file.write("\n")
+            assert fingerprint(folder) != before, place / name
+    before = fingerprint(folder)
+    (folder / "tune").mkdir()
+    (folder / "tune" / "chosen.json").write_text("{}")
+    assert fingerprint(folder) != before
 
 
 def test_a_process_that_ends_without_a_word_is_a_change(tmp_path: Path) -> None:
@@ -181,7 +287,7 @@ def test_a_page_that_takes_long_is_rendered_less_often(run: Path, monkeypatch: p
     assert watched.pause_seconds >= 4 * 0.2
     with serving(watched):
         time.sleep(0.3)
-    assert watched.snapshot.version.endswith("-2"), "the first look comes after the pause"
+    assert watched.snapshot.version.endswith("-1"), "the first look comes after the pause"
 
 
 def test_the_command_ends_with_one_line(run: Path) -> None:

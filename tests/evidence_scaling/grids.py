@@ -62,5 +62,5 @@ def small(law: Constants, family: str, *, case: int = 0, noise: float = NOISE) -
 
 def exactly(law: Constants, family: str = "autoregressive") -> FittedLaw:
     """Give a fitted law whose constants and draws are exactly those given."""
-    fitted = fit_law(measured(noise=1e-3, sizes=SIZES[:4], texts=TEXTS[:3], family=family), draws=2)
-    return replace(fitted, constants=law, draws_KP=np.repeat(law.theta()[None], 3, axis=0))
+    fitted = fit_law(measured(noise=1e-3, sizes=SIZES[:4], texts=TEXTS[:3], family=family), draws=20)
+    return replace(fitted, constants=law, draws_KP=np.repeat(law.theta()[None], 20, axis=0))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossover.errors import RunError
+from crossover.evidence.files import parse_row
 from crossover.evidence.scaling.book import load_laws, published_laws, save_laws
 from crossover.evidence.scaling.critical import critical_compute
 from crossover.evidence.scaling.fit import FittedLaw, fit_law
-from crossover.evidence.scaling.laws import MUENNIGHOFF, Form
+from crossover.evidence.scaling.laws import MUENNIGHOFF, NAMES, Form
 from crossover.evidence.scaling.published import (
     REUSE,
     muennighoff_law,
@@ -171,3 +173,65 @@ def test_published_critical_compute_is_the_papers():
     assert published_critical_flops(5e8) == pytest.approx(1.56e21, rel=0.02)
     held = Form(held=REUSE["masked"])
     assert "data_reuse" not in held.free and replace(held, held={}).free[-1] == "size_reuse"
+
+
+LONG = '{"format": "crossover scaling laws", "version": ' + "1" * 5000 + "}"
+
+
+@pytest.mark.parametrize("text", [LONG, "[" * 100_000, '{"a":' * 100_000], ids=["digits", "lists", "objects"])
+def test_json_that_python_cannot_read_is_told(tmp_path: Path, text):
+    (tmp_path / "laws.json").write_text(text, "utf-8")
+    with pytest.raises(RunError, match=r"laws\.json: is not JSON"):
+        load_laws(tmp_path / "laws.json")
+    assert parse_row(text.encode() + b"\n") is None
+
+
+DRAW = published_laws()["autoregressive"].draws_KP[0].tolist()[:7]
+
+
+def draw(**changes: float | None) -> list[list[float | None]]:
+    """Twenty draws, of which the last is changed."""
+    rows: list[list[float | None]] = [[*DRAW, None, 0.0, 0.0] for _ in range(20)]
+    for name, value in changes.items():
+        rows[-1][NAMES.index(name)] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (["constants", "data_reuse"], 10**400, "constants.data_reuse is 1000"),
+        (["constants", "size_exponent"], 1e300, "size_exponent is 1e+300, expected a number from 0.02 to 2"),
+        (["constants", "size_exponent"], 1e-300, "expected a number from 0.02 to 2"),
+        (["constants", "data_coefficient"], 1e300, "expected a number from 3.72e-44 to 2.69e+43"),
+        (["data", "parameters"], [-5, 1], "data.parameters is [-5.0, 1.0], expected two numbers above 0"),
+        (["data", "tokens"], [0, 0], "expected two numbers above 0"),
+        (["draws"], draw()[:19], "draws is '19 row(s)', expected 20 or more"),
+        (["draws"], draw(size_exponent=5.0), "draws, size_exponent is 5.0, expected a number from 0.02 to 2"),
+        (["draws"], draw(data_reuse=1e300), "expected a number from -100 to 100"),
+        (["draws"], draw(irreducible_nats=None), "draws, irreducible_nats is -inf"),
+        (["residuals"], [1e300], "expected a list of numbers, 100 at most"),
+        (["runs"], 10**400, "expected a whole number above 0"),
+        (["intervals"], {}, "expected the constants that were fitted: irreducible_nats"),
+        (["identified"], {"data_reuse": True}, "identified is 'data_reuse', expected the constants that were fitted"),
+        (["form", "held"], {"data_reuse": 1e300}, "data_reuse is held at 1e+300; expected from"),
+        (["is_bound"], "yes", "is_bound is 'yes', expected true or false"),
+        (["mode"], 3, "mode is 3, expected printable text"),
+    ],
+)  # fmt: skip
+def test_what_a_law_cannot_use_is_told(book: Path, tmp_path: Path, place, value, told):
+    path = tmp_path / "odd.json"
+    path.write_text(changed(book, [*FIRST, *place], value), "utf-8")
+    with pytest.raises(RunError, match=re.escape(told)) as caught:
+        load_laws(path)
+    assert str(caught.value).startswith(f"{path}: laws.autoregressive") and len(str(caught.value)) < 400
+
+
+def test_a_file_keeps_that_a_law_is_a_bound_and_one_without_it_is_exact(book: Path, tmp_path: Path):
+    law = replace(LAWS["autoregressive"], mode="nelbo: an upper bound", is_bound=True)
+    save_laws({"masked": law}, tmp_path / "laws.json")
+    read = load_laws(tmp_path / "laws.json")["masked"]
+    assert (read.mode, read.is_bound) == (law.mode, True)
+    (tmp_path / "old.json").write_text(changed(book, [*FIRST, "is_bound"], None), "utf-8")
+    assert load_laws(tmp_path / "old.json")["autoregressive"].is_bound is False
+    assert not published_laws()["autoregressive"].is_bound

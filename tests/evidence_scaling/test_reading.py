@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from crossover.errors import RunError
+from crossover.evidence.run import read_run
 from crossover.evidence.scaling.laws import Point
 from crossover.evidence.scaling.reading import read_points
 from crossover.evidence.scaling.table import read_point_table
@@ -173,3 +176,74 @@ def test_a_damaged_table_is_told_with_its_line(tmp_path, text, told):
     path.write_text(text, "utf-8")
     with pytest.raises(RunError, match=told):
         read_points([path])
+
+
+def test_copies_of_a_run_count_once_and_are_told(tmp_path):
+    write_point(tmp_path / "one", POINT)
+    write_point(tmp_path / "twin", POINT)
+    shutil.copytree(tmp_path / "one", tmp_path / "exported")
+    recipe = (tmp_path / "exported" / "recipe.yaml").read_text("utf-8")
+    (tmp_path / "exported" / "recipe.yaml").write_text(recipe.replace("name: one", "name: exported"), "utf-8")
+    found = read_points([tmp_path])
+    assert len(found.points["autoregressive"]) == 2
+    assert any("copies of runs are left out" in note and "exported" in note for note in found.notes)
+
+
+def test_links_in_a_circle_are_followed_once(tmp_path):
+    write_point(tmp_path / "run", POINT)
+    for number in range(8):
+        (tmp_path / f"again-{number}").symlink_to(tmp_path)
+    assert len(read_points([tmp_path]).points["autoregressive"]) == 1
+
+
+def test_folders_are_passed_by_only_where_their_names_mean_something(tmp_path):
+    write_point(tmp_path / "best" / "logs", POINT)
+    arms = {"best": {"seed-0": {"point": POINT}}, "model": {"seed-0": {"point": replace(POINT, parameters=2e6)}}}
+    study = write_small_study(tmp_path / "study", arms)
+    write_point(study / "tune" / "0", replace(POINT, loss_nats=9.0))
+    write_point(study / "best" / "seed-0" / "best" / "kept", replace(POINT, loss_nats=9.0))
+    write_point(study / "best" / "seed-0" / "forks" / "0", replace(POINT, loss_nats=9.0))
+    points = read_points([tmp_path]).points["autoregressive"]
+    assert len(points) == 3 and all(point.loss_nats == pytest.approx(4.0) for point in points)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("ledger.json", "data_tokens", "many"),
+        ("ledger.json", "data_tokens", 10**400),
+        ("ledger.json", "flops", 1e31),
+        ("ledger.json", "seconds", True),
+        ("ledger.json", "exposures", "x"),
+        ("ledger.json", "exposures", {"masked": "many"}),
+        ("manifest.json", "parameters", [5]),
+        ("manifest.json", "unique_tokens", -1),
+        ("manifest.json", "branch", "trunk"),
+        ("evals.jsonl", "data_tokens", "20k"),
+        ("evals.jsonl", "loss_nats", {}),
+        ("evals.jsonl", "exact", "yes"),
+        ("evals.jsonl", "procedure", None),
+        ("evals.jsonl", "document_nats", [1.0, "2"]),
+    ],
+)
+def test_what_cannot_be_reckoned_with_is_told_with_file_and_key(tmp_path, name, key, value):
+    run = write_point(tmp_path / "run", POINT)
+    text = (run / name).read_text("utf-8").splitlines() if name.endswith("jsonl") else [(run / name).read_text("utf-8")]
+    (run / name).write_text(json.dumps({**json.loads(text[0]), key: value}) + "\n", "utf-8")
+    with pytest.raises(RunError, match=key) as caught:
+        read_points([run])
+    assert str(caught.value).startswith(str(run / name)) and len(str(caught.value)) < 300
+
+
+def test_what_an_unfinished_run_lacks_is_no_error(tmp_path):
+    run = write_point(tmp_path / "run", POINT, finished=False)
+    (run / "ledger.json").write_text('{"flops": null}\n', "utf-8")
+    (run / "manifest.json").unlink()
+    (run / "evals.jsonl").write_text('{"step": 1}\n', "utf-8")
+    assert read_run(run).evals == ({"step": 1},)
+
+
+@pytest.mark.parametrize("name", ["parameters", "unique_tokens", "tokens"])
+def test_points_beyond_all_numbers_are_refused(name):
+    with pytest.raises(RunError, match=rf"{name} is 1e\+31; expected at most 1e\+30"):
+        replace(POINT, **{name: 1e31})

@@ -1,6 +1,9 @@
 """Models go out to transformers and come back, bit for bit, and other people's files come in or are refused."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,6 +96,49 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
     monkeypatch.undo()
     written(tmp_path / "model", "qwen3")
     assert open_model(tmp_path / "model")[0].inner.config.model_type == "qwen3"
+
+
+class Killed(BaseException):
+    """What no handler of errors catches."""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_between_the_old_folder_and_the_new_one_loses_neither(tmp_path, monkeypatch, renames) -> None:
+    """After so many renames the process is gone; the next export of the folder finds the old one or its place."""
+    first, _ = written(tmp_path / "model")
+    made, rename = [], type(tmp_path).rename
+
+    def killed(path, target):
+        if len(made) == renames:
+            raise Killed
+        made.append(target)
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tmp_path), "rename", killed)
+        with pytest.raises(Killed):
+            written(tmp_path / "model", "qwen3")
+    (left,) = tmp_path.iterdir()
+    opened, _, _ = open_model(left)
+    ids = torch.arange(5, 12)[None]
+    assert torch.equal(logits(opened, ids), logits(first, ids)), "the old model is still there"
+    monkeypatch.setattr("crossover.hub.export.save_file", full_disk)
+    with pytest.raises(RunError, match="No space left"):
+        written(tmp_path / "model", "qwen3")
+    assert [item.name for item in tmp_path.iterdir()] == ["model"], "and under its name"
+    assert torch.equal(logits(open_model(tmp_path / "model")[0], ids), logits(first, ids))
+
+
+def test_only_what_dead_processes_left_is_cleared_up(tmp_path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    stale = {f".model.{gone.pid}.tmp", f".model.{gone.pid}.old", f".model.{os.getpid()}.tmp"}
+    others = {f".model.{os.getppid()}.tmp", ".model.of-mine.tmp", f".models.{gone.pid}.tmp", "model.5.old"}
+    for name in stale | others:
+        (tmp_path / name).mkdir()
+    written(tmp_path / "model")
+    written(tmp_path / "model", "qwen3")
+    assert {item.name for item in tmp_path.iterdir()} == {"model", *others}
 
 
 def full_disk(*_, **__) -> None:

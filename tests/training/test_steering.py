@@ -167,3 +167,13 @@ def test_micro_batches_give_variance_rows_that_cost_nothing(trained):
     rows = [row for row in notes.signals if row.get("probe") == "gradient" and row["along_M"] is None]
     assert {row["gear"] for row in rows} == {"autoregressive", "masked"}
     assert all(row["flops"] == 0 and row["parts"] == 2 and row["part_tokens"] == 128 for row in rows)
+
+
+def test_steps_with_router_losses_are_no_measure_of_what_probes_measure(trained):
+    """Their gradient is that of another loss; the probes themselves go on."""
+    model = {"preset": "sparse-1m", "family": "qwen3_moe", "width": 32, "depth": 2, "heads": 2, "head_width": 16,
+             "experts": 4, "experts_per_token": 2, "expert_width": 16}  # fmt: skip
+    changes = {"controller": {**WATCHED, "probe_share": 0.3}, "mix__micro_batch_slices": 1, "data__control_share": 0.2}
+    notes = trained(model=model, **changes, **QUIET)
+    rows = [row for row in notes.signals if "probe" in row]
+    assert rows and all(row["along_M"] is not None for row in rows if row["probe"] == "gradient")

@@ -155,9 +155,9 @@ def _score_text(
     source: Any = text
     data_hash = None
     if text in ("dev", "test"):
-        record = read_run(run) if (run / "recipe.yaml").exists() else None
         source = None
-        if record is not None:
+        if (run / "recipe.yaml").exists():
+            record = read_run(run)
             source, data_hash = record.recipe, record.manifest.get("data_hash")
             trust_imports(source.get("imports") or (), trust=trust, origin=str(run / "recipe.yaml"))
     from crossover.scoring.command import score_folder

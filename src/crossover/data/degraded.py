@@ -25,8 +25,9 @@ class Degraded:
     places with one another at random; the rest stays. The document keeps its length, its bytes and how often each of
     its pieces occurs; what is lost is which piece follows which. Dev and test text stay clean, and the tokenizer is
     trained on the clean text, so two degrees are measured on the same tokens. Documents, their split, their order
-    and the token budget are those of the clean corpus. The control part is training text and degraded as such. Which
-    places are drawn depends on the document's own text, the share and the seed alone.
+    and the token budget are those of the clean corpus; of a document that the budget cuts, what is left is shuffled.
+    The control part is training text and degraded as such. Which places are drawn depends on the document's own text,
+    its length in tokens, the share and the seed alone.
 
     Args:
         source: The corpus below.

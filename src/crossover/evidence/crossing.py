@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from crossover.evidence.common import Axis, common_grid, losses_at
+from crossover.evidence.common_grid import Axis, common_grid, losses_at
 from crossover.evidence.curves import Curve
 from crossover.streams import stream
 

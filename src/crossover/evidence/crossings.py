@@ -13,7 +13,7 @@ import numpy as np
 from crossover.errors import RunError, nearest
 from crossover.evidence.arms import Setting, read_settings
 from crossover.evidence.censored import LogRank, Passage, Survival, kaplan_meier, logrank, passages_of
-from crossover.evidence.common import Axis
+from crossover.evidence.common_grid import Axis
 from crossover.evidence.crossing import VARIANTS, Crossing, by_seed, find_crossing
 from crossover.evidence.curves import Curve
 from crossover.evidence.seed_leads import confirmed

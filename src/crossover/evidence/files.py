@@ -94,7 +94,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Beside broken text: brackets without end, and whole numbers of thousands of digits.
         raise RunError(f"{path}: is not JSON ({error}); restore it or run again in another folder") from None
     if not isinstance(value, dict):
         raise RunError(f"{path}: expected a JSON object, not a {type(value).__name__}")
@@ -105,7 +106,7 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     """Read one JSON line, or return None where it is torn."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if line.endswith(b"\n") and isinstance(row, dict) else None
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossover.evidence.common import MATCHED_WITHIN, losses_at
+from crossover.evidence.common_grid import MATCHED_WITHIN, losses_at
 from crossover.evidence.compare import Comparison
 from crossover.evidence.crossing import Crossing
 from crossover.evidence.curves import PROCEDURES, Curve

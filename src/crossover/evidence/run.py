@@ -13,6 +13,7 @@ from typing import IO, Any, Self
 import yaml
 
 from crossover.errors import RunError
+from crossover.evidence.checked import check_evaluations, check_ledger, check_manifest
 from crossover.evidence.display import ProgressDisplay
 from crossover.evidence.files import (
     cut_rows,
@@ -294,7 +295,7 @@ def read_run(path: str | Path) -> RunRecord:
         Everything in it but steps, checkpoints and weights; what an unfinished run lacks is empty.
 
     Raises:
-        RunError: It is no run folder, a file is broken, or a finished run lacks a file.
+        RunError: It is no run folder, a file is broken or says what it cannot, or a finished run lacks a file.
     """
     path = Path(path)
     recipe, status = read_recipe(path), read_status(path)
@@ -303,13 +304,19 @@ def read_run(path: str | Path) -> RunRecord:
     if missing:
         raise RunError(f"{path}: says that it is finished but lacks {', '.join(missing)}; restore it or run it again")
     cards = sorted((path / "scores").glob("[!.]*.json"))
+    manifest = read_json(path / "manifest.json") if (path / "manifest.json").exists() else {}
+    ledger = read_json(path / "ledger.json") if (path / "ledger.json").exists() else {}
+    evals = read_rows(path / "evals.jsonl")
+    check_manifest(path / "manifest.json", manifest)
+    check_ledger(path / "ledger.json", ledger)
+    check_evaluations(path / "evals.jsonl", evals, finished=bool(needed))
     return RunRecord(
         path=path,
         recipe=recipe,
-        manifest=read_json(path / "manifest.json") if (path / "manifest.json").exists() else {},
-        evals=read_rows(path / "evals.jsonl"),
+        manifest=manifest,
+        evals=evals,
         decisions=read_rows(path / "decisions.jsonl"),
-        ledger=read_json(path / "ledger.json") if (path / "ledger.json").exists() else {},
+        ledger=ledger,
         status=status,
         scores={card.stem: read_json(card) for card in cards},
     )

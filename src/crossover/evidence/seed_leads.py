@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from crossover.evidence.common import losses_at
+from crossover.evidence.common_grid import losses_at
 from crossover.evidence.crossing import CONFIDENCE, Crossing, by_seed
 from crossover.evidence.curves import Curve
 

@@ -105,7 +105,7 @@ def run_folders(folder: Path) -> tuple[Path, ...]:
     if not (folder / "study.yaml").exists():
         return (folder,)
     written = _written(folder)
-    branches = branches_of(dict.fromkeys(written.arms, True), written.seeds, written.budgets)
+    branches = branches_of(written.arms, written.seeds, written.budgets)
     names = [f"{arm}/seed-{seed}" for arm in written.arms for seed in written.seeds]
     return tuple(folder / name for name in [*names, *(branch.name for branch in branches)])
 

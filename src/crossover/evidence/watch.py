@@ -275,7 +275,9 @@ def serving(watch: Watch, port: int = 0) -> Iterator[str]:
     def look() -> None:
         # One look at a time: a page that takes long to render delays the next one, and none waits behind it.
         while not stopped.wait(watch.pause_seconds):
-            watch.refresh()
+            # Not even the page that tells of trouble could be made, as when the package is being replaced: look again.
+            with suppress(Exception):
+                watch.refresh()
 
     threads = [threading.Thread(target=work, daemon=True) for work in (lambda: server.serve_forever(0.1), look)]
     for thread in threads:

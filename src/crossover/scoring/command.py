@@ -92,20 +92,7 @@ def score_folder(
             # A mistyped name should not wait for the weights and the text.
             procedure_of(name, draws=draws, positions=positions)
     model, tokenizer, facts = open_model(folder)
-    if isinstance(source, Mapping):
-        text = prepare(resolve(source).data, seed=0)
-        if text.tokenizer.hash != tokenizer.hash or data_hash not in (None, text.data_hash):
-            raise DataError(_changed(folder, text, data_hash))
-        documents, name = [item.tokens for item in text.documents(split)], split  # type: ignore[arg-type]
-    elif source is None:
-        raise DataError(f"{folder}: the run's own text is not known here; give --text a file or folder")
-    else:
-        name = source
-        texts = [document.text for document in component_of("corpus", source).documents(1_000_000)]
-        documents = [_with_end(tokenizer, item) for item in texts]
-        for ids, item in zip(documents, texts, strict=True):
-            # Refuses a text that the tokenizer changes, before anything is said about its bytes.
-            tokenizer.document_bytes(ids, item)
+    documents, name = _documents(folder, tokenizer, source, split, data_hash)
     context = model.context
     held_out = cut(documents, tokenizer.document_bytes, context, windows, name)
     modes = [mode for name in procedures for mode in (facts["modes"] if name == "all" else [name])]
@@ -119,12 +106,30 @@ def score_folder(
         yield Scored(card, split if isinstance(source, Mapping) else "text", _is_trained(mode, facts["modes"]))
 
 
-def _changed(folder: Path, text: PreparedText, data_hash: str | None) -> str:
+def _documents(
+    folder: Path, tokenizer: Any, source: str | Mapping[str, Any] | None, split: str, data_hash: str | None
+) -> tuple[list[Any], str]:
+    """Give the ids of each document to score, and what the text is called."""
+    if isinstance(source, Mapping):
+        text = prepare(resolve(source).data, seed=0)
+        if text.tokenizer.hash != tokenizer.hash or data_hash not in (None, text.data_hash):
+            raise DataError(_changed(text, data_hash))
+        return [item.tokens for item in text.documents(split)], split  # type: ignore[arg-type]
+    if source is None:
+        raise DataError(f"{folder}: the run's own text is not known here; give --text a file or folder")
+    texts = [document.text for document in component_of("corpus", source).documents(1_000_000)]
+    documents = [_with_end(tokenizer, item) for item in texts]
+    for ids, item in zip(documents, texts, strict=True):
+        # Refuses a text that the tokenizer changes, before anything is said about its bytes.
+        tokenizer.document_bytes(ids, item)
+    return documents, source
+
+
+def _changed(text: PreparedText, data_hash: str | None) -> str:
     hashes = "" if data_hash is None else f" (data hash {text.data_hash[:16]}, the run's {data_hash[:16]})"
     return (
-        f"{folder}: the text at data.source ({text.manifest['source']['description']}) is not what its run was trained "
-        f"and scored on{hashes}: another version of the data, or an edited one; bring the old text back, or give text= "
-        "a file or folder"
+        f"data.source: {text.manifest['source']['description']} is not what this run was trained on{hashes}: it was "
+        "edited, or is another version. Bring the old text back, or score another: `crossover eval RUN text=FILE`"
     )
 
 

@@ -177,9 +177,10 @@ def probe(run: Run, wheel: Wheel, kinds: tuple[str, ...]) -> None:
 
 def measures(run: Run, wheel: Wheel) -> bool:
     """Whether the next step's micro-batches should be compared: a few times an epoch, where a signal reads it."""
-    # Probes look at the model without dropout; a step with dropout would measure another noise.
-    model = run.workshop.recipe.model
-    noisy = model.residual_dropout or model.attention_dropout or model.parameter_noise
+    # Probes look at the model without dropout and at the objectives' loss alone; a step with dropout would measure
+    # another noise, and one with routers another loss, as theirs are in its gradient.
+    model, routing = run.workshop.recipe.model, run.workshop.model.routing
+    noisy = model.residual_dropout or model.attention_dropout or model.parameter_noise or routing is not None
     if wheel.prober is None or "gradient" not in wheel.kinds or noisy:
         return False
     state, every = run.state, max(1, run.workshop.train_tokens // SPREADS_PER_EPOCH)

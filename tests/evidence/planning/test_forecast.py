@@ -26,12 +26,15 @@ def bought(tokens, parameters=300_000_000):
     return Spending("flops", flops, flops, prices, flops / tokens, tokens, tokens / U, 1, flops, 0.0, flops, {}, (), "")
 
 
-def expect(book, tokens=16e9, unique=U, parameters=300_000_000, hybrid=False, sparse=False, guessing=10.0):
+def expect(
+    book, tokens=16e9, unique=U, parameters=300_000_000, hybrid=False, sparse=False, guessing=10.0, trained=None
+):
     return forecast(
         book,
         bought(tokens, parameters),
         parameters=parameters,
         unique_tokens=unique,
+        train_tokens=unique if trained is None else trained,
         guessing_nats=guessing,
         sparse=sparse,
         hybrid=hybrid,
@@ -163,3 +166,28 @@ def test_a_hybrid_with_a_law_has_a_number(pair):
     found = expect(Book({**pair.laws, "hybrid": law}, "three"), hybrid=True)
     assert found.of("hybrid").loss_nats == found.of("masked").loss_nats
     assert published_laws().keys() == {"autoregressive"}
+
+
+def test_exact_family_names_come_first_and_what_is_taken_is_told(tmp_path, pair):
+    holder, path = pair.laws["autoregressive"], tmp_path / "laws.json"
+
+    def taken(**names):
+        laws = {name: replace(holder, family=name, runs=runs) for name, runs in names.items()}
+        save_laws({"autoregressive": holder, **laws}, path)
+        book = read_book(path)
+        return {way: law.runs for way, law in book.laws.items() if way != "autoregressive"}, " ".join(book.notes)
+
+    found, notes = taken(**{"masked(0.5)": 20, "masked": 30})
+    assert found == {"masked": 30} and "'masked' is taken; masked(0.5) would do too" in notes
+    found, notes = taken(**{"masked(0.5)": 20})
+    assert found == {"masked": 20} and "the one called 'masked(0.5)' is taken" in notes
+    found, notes = taken(**{"masked(0.5)": 20, "masked(0.2)": 30})
+    assert found == {} and "for masked training, of the laws of this file none is taken" in notes
+    found, notes = taken(online=20, hybrid=30)
+    assert found == {"hybrid": 30} and "online would do too" in notes
+    assert taken(masked=30) == ({"masked": 30}, "")
+
+
+def test_a_law_above_guessing_gives_no_number_inside_its_data_either(published):
+    found = expect(published, guessing=1.0).of("autoregressive")
+    assert found.extrapolation == () and found.loss_nats is None and "guessing a token costs 1" in found.told

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossover.evidence.planning import memory
+from crossover.evidence.planning.fit import WITHIN_A_STEP
 from crossover.evidence.planning.memory import (
     GIB,
     MARGIN,
@@ -21,10 +22,12 @@ from crossover.evidence.planning.memory import (
 )
 from crossover.model import loss
 from crossover.model.backbone import build
+from crossover.model.noise import noisy_names
 from crossover.model.shapes import Shape, Workload, memory_bytes, parameters, shape_of
 from crossover.records import Vocabulary
 from crossover.registry import component_of
 from crossover.sections import ModelRecipe
+from crossover.training.spread import Spread
 
 DENSE = shape_of(ModelRecipe(preset="1b"), 32832)
 SPARSE = shape_of(ModelRecipe(preset="8b-a1b", family="qwen3_moe"), 32832)
@@ -52,7 +55,7 @@ shapes = st.builds(
 def test_parts_add_up_and_those_that_are_sharded_shrink_with_the_gpus():
     one, eight = demand(averaged=True).on(1, 4), demand(averaged=True).on(8, 4)
     values = vars(one)
-    assert one.total == pytest.approx(sum(values.values())) and len(values) == 7
+    assert one.total == pytest.approx(sum(values.values())) and len(values) == 9
     for name in ("weights", "gradients", "optimizer", "averaged"):
         assert getattr(eight, name) == pytest.approx(getattr(one, name) / 8)
     assert (eight.activations, eight.loss) == (one.activations, one.loss)
@@ -112,11 +115,11 @@ def test_checkpointing_saves_where_there_is_more_than_one_layer(shape, windows):
 
 def test_the_smallest_number_that_fits_is_the_smallest():
     counts, memory_gib = range(1, 65), 40
-    fewest = demand(SPARSE).fewest_gpus(counts, 1, memory_gib)
+    fewest = demand(SPARSE).fewest_gpus(counts, lambda _: 1, memory_gib)
     assert fewest is not None and demand(SPARSE).fits(fewest, 1, memory_gib)
     assert not demand(SPARSE).fits(fewest - 1, 1, memory_gib)
     assert demand(SPARSE).on(fewest, 1).total <= (1 - MARGIN) * memory_gib * GIB
-    assert demand(SPARSE).fewest_gpus(counts, 1, 1) is None
+    assert demand(SPARSE).fewest_gpus(counts, lambda _: 1, 1) is None
 
 
 def test_chunks_of_logits_are_those_of_the_loss():
@@ -173,3 +176,29 @@ def test_experts_that_are_not_chosen_cost_no_activations():
     assert parameters(replace(SPARSE, experts=256)) > 1.9 * parameters(SPARSE)
     more = layer_activation_bytes(replace(SPARSE, experts=256)) - layer_activation_bytes(SPARSE)
     assert more < 0.01 * layer_activation_bytes(SPARSE)
+
+
+def test_noise_sets_the_matrices_of_the_layers_aside():
+    shape = shape_of(ModelRecipe(preset="250k"), 320)
+    model = build(shape, Vocabulary(320, 272, 256, 257, 272), context=32, seed=0).inner
+    named = dict(model.named_parameters())
+    aside = sum(named[name].numel() * named[name].element_size() for name in noisy_names(model))
+    assert demand(shape, noisy=True).on(1, 1).noise == aside and demand(shape).on(1, 1).noise == 0
+    assert demand(shape, noisy=True).on(4, 1).noise == aside / 4
+
+
+def test_probes_hold_gradients_and_take_the_room_of_noise():
+    quiet, noisy = demand(probe_gradients=4).on(2, 1), demand(probe_gradients=2, noisy=True).on(2, 1)
+    assert quiet.probes == 4 * quiet.gradients and demand().on(2, 1).probes == 0
+    assert noisy.noise + noisy.probes == 2 * noisy.gradients
+
+
+def test_a_step_that_is_looked_at_holds_what_is_planned():
+    """One gradient of what went before, one micro-batch's own, and a sum for each of two objectives."""
+    model = torch.nn.Linear(50, 50, bias=False)
+    spread = Spread(model, ("ar", "masked") * 2)
+    for kind in ("ar", "masked", "ar", "masked"):
+        model(torch.ones(2, 50)).sum().backward()
+        spread.note(kind, 1)
+    held = [*spread.before.values(), *(tensor for kept in spread.sums.values() for tensor in kept)]
+    assert len(held) + 1 == WITHIN_A_STEP + 2

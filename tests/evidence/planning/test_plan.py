@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 import tiny_runs
 from crossover.evidence.files import dumps
 from crossover.evidence.planning.advice import advice_of
+from crossover.evidence.planning.forecast import Book
 from crossover.evidence.planning.lines import facts_of, lines_of
 from crossover.evidence.planning.plan import CHECKPOINTING_WORK
 from crossover.model.backbone import make_config
@@ -246,3 +248,76 @@ def test_a_big_plan_takes_seconds_and_no_torch(name):
     # Processor time of the whole process: on a machine that does nothing else, about the time on the clock.
     took = after.children_user - before.children_user + after.children_system - before.children_system
     assert took < AT_MOST_SECONDS
+
+
+WATCHED = {"name": "watch", "controller": "constant(autoregressive)", "signals": ["alignment"]}
+
+
+def test_memory_counts_what_probes_and_noise_hold(plan, recipe_of):
+    plain = plan(recipe_of(), gpus=1).fit.parts
+    looked_at = plan(recipe_of(controller=WATCHED), gpus=1).fit.parts
+    assert plain.probes == 0 and looked_at.probes == 3 * plain.gradients
+    dropout = plan(recipe_of(controller=WATCHED, model={"residual_dropout": 0.1}), gpus=1).fit.parts
+    whole = plan(recipe_of(controller=WATCHED, mix={"slice_tokens": 131072}), gpus=1).fit.parts
+    assert dropout.probes == whole.probes == 2 * plain.gradients
+    assert plan(recipe_of(controller={**WATCHED, "signals": ["curvature"]}), gpus=1).fit.parts.probes == 0
+    noisy = plan(recipe_of(controller=WATCHED, model={"parameter_noise": 0.1}), gpus=1)
+    assert noisy.fit.parts.noise > 0 and noisy.fit.parts.noise + noisy.fit.parts.probes == 2 * plain.gradients
+    assert "probes" in facts_of(noisy)["memory_gib"] and "noise " in "\n".join(lines_of(noisy))
+
+
+def test_several_gpus_are_told_to_be_no_part_of_this_version(plan, recipe_of):
+    told = "training on several GPUs is not part of this version yet; this is what it would take"
+    two = plan(recipe_of(), gpus=2)
+    assert two.problems == () and f"note: {told}" in lines_of(two) and told in facts_of(two)["notes"]
+    assert told not in plan(recipe_of(), gpus=1).notes
+
+
+def test_a_gpu_runs_no_more_slices_together_than_it_has(plan, recipe_of):
+    recipe = recipe_of(mix={"slice_tokens": 8192, "micro_batch_slices": 8})
+    found = {gpus: plan(recipe, gpus=gpus).fit for gpus in (1, 2, 4, 16)}
+    assert {gpus: fit.windows for gpus, fit in found.items()} == {1: 128, 2: 128, 4: 64, 16: 16}
+    assert found[1].bytes_by_gpus[16] == found[16].parts.total
+
+
+def test_a_bound_alone_never_decides(plan, recipe_of, pair):
+    holder = pair.laws["autoregressive"]
+    for factor, bounded, firm in ((1.5, "masked", "stay"), (0.5, "autoregressive", "go to masked")):
+        constants = replace(holder.constants, irreducible_nats=factor * holder.constants.irreducible_nats)
+        other = replace(
+            holder, family="masked", constants=constants, draws_KP=np.repeat(constants.theta()[None], 20, axis=0)
+        )
+        for is_bound in (False, True):
+            laws = {"autoregressive": holder, "masked": other}
+            laws[bounded] = replace(laws[bounded], is_bound=is_bound)
+            found = plan(recipe_of(), book=Book(laws, "a pair"))
+            assert found.advice[0].startswith("take a hybrid" if is_bound else firm)
+            assert ("upper bound" in found.advice[0]) is is_bound
+            assert ("(an upper bound)" in "\n".join(lines_of(found))) is is_bound
+
+
+@pytest.mark.parametrize(
+    ("status", "flops", "told"),
+    [
+        ("not reached", None, "stay with next-token training: by these laws masked training does not pass it by 2e+20"),
+        ("always ahead", None, "go to masked training: by these laws it is ahead from the first compute"),
+        ("crossed", 1e18, "the critical compute by these laws [5e+17, 2e+18 FLOPs]"),
+        ("published", 1e18, "the critical compute by the published formula, an order of magnitude at best"),
+    ],
+)
+def test_advice_says_how_critical_compute_is_known(plan, recipe_of, status, flops, told):
+    found = plan(recipe_of())
+    interval = (5e17, 2e18) if status == "crossed" else None
+    critical = replace(found.forecast.critical, status=status, flops=flops, interval=interval, searched=(1e10, 2e20))
+    advice = advice_of(found.spending, replace(found.forecast, critical=critical))
+    assert told in advice[0] and ("published" in advice[0]) is (status == "published")
+
+
+def test_text_that_a_controller_holds_out_is_trained_on_by_single_objectives(plan, recipe_of):
+    found = plan(recipe_of(controller="online"))
+    assert found.text.train_tokens < found.text.unique_tokens
+    for way in ("autoregressive", "masked"):
+        each = found.forecast.of(way)
+        assert each.epochs == pytest.approx(each.tokens / found.text.unique_tokens)
+    own = found.forecast.of("hybrid")
+    assert own.epochs == pytest.approx(own.tokens / found.text.train_tokens)

@@ -6,7 +6,7 @@ more. Shape suffix: G grid points.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +43,12 @@ class Book:
     Args:
         laws: By the three ways to train: "autoregressive", "masked", "hybrid"; those that there are.
         source: Where they are from.
+        notes: How they were chosen among the laws of a file, where that leaves a question.
     """
 
     laws: Mapping[str, FittedLaw]
     source: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Expected:
         useful_epochs: Where the law turns up, or where all further epochs are worth less than `USED_UP_NATS`.
         turns_up: Whether the law turns up there.
         told: What it rests on, or why there is no number.
+        is_bound: Whether the law is of upper bounds of the loss, and not of the loss itself.
     """
 
     family: str
@@ -78,6 +81,7 @@ class Expected:
     useful_epochs: float | None
     turns_up: bool
     told: str
+    is_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Critical:
         flops: C_crit(U) by 6ND; None where the laws do not cross.
         interval: Its 95% interval, None where none is known; its upper end may be infinite.
         status: "crossed", "not reached", "always ahead", or "published" for the published formula.
+        searched: First and last compute that were searched, None for the published formula.
         budget_flops: The budget by 6ND.
         told: What it rests on.
     """
@@ -97,6 +102,7 @@ class Critical:
     status: str
     budget_flops: float
     told: str
+    searched: Interval | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -115,6 +121,7 @@ class Optimum:
         loss_nats: What it should reach.
         interval: The 95% interval of that.
         inside: Whether it lies within the law's data.
+        is_bound: Whether the law is of upper bounds.
     """
 
     family: str
@@ -123,6 +130,7 @@ class Optimum:
     loss_nats: float
     interval: Interval
     inside: bool
+    is_bound: bool
 
 
 @dataclass(frozen=True)
@@ -162,19 +170,34 @@ def read_book(path: str | Path | None) -> Book:
     """
     laws = published_laws() if path is None else load_laws(path)
     found: dict[str, FittedLaw] = {}
+    notes = []
     for way, names in FAMILIES.items():
-        fitting = [law for name, law in laws.items() if {_plain(name), _plain(law.family)} & set(names)]
-        if fitting:
-            found[way] = fitting[0]
+        taken, passed_by = _chosen(laws, names)
+        if taken is not None:
+            found[way] = laws[taken]
+        if passed_by or (taken is not None and _plain(taken) not in names):
+            which = "none" if taken is None else f"the one called '{taken}'"
+            others = f"; {', '.join(passed_by)} would do too" if passed_by else ""
+            notes.append(f"for {way} training, of the laws of this file {which} is taken{others}")
     if not found:
         families = ", ".join(sorted({law.family for law in laws.values()}))
         known = ", ".join(name for names in FAMILIES.values() for name in names)
         raise RunError(f"{path}: has laws of {families}; expected one of {known}; fit families with these names")
-    return Book(found, "published laws" if path is None else str(path))
+    return Book(found, "published laws" if path is None else str(path), tuple(notes))
+
+
+def _chosen(laws: Mapping[str, FittedLaw], names: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Choose the law that goes by one of some names, the exact ones first; a name with settings only if it is alone."""
+    told = {key: {_plain(key), _plain(law.family)} for key, law in laws.items()}
+    exact = [key for name in names for key in laws if name in told[key]]
+    settled = [key for key in laws if {name.split("(")[0].strip() for name in told[key]} & set(names)]
+    fitting = list(dict.fromkeys([*exact, *settled]))
+    taken = fitting[0] if exact or len(settled) == 1 else None
+    return taken, [key for key in fitting if key != taken]
 
 
 def _plain(name: str) -> str:
-    return name.split("(")[0].strip().lower()
+    return name.strip().lower()
 
 
 def forecast(
@@ -183,6 +206,7 @@ def forecast(
     *,
     parameters: int,
     unique_tokens: int,
+    train_tokens: int,
     guessing_nats: float,
     sparse: bool,
     hybrid: bool,
@@ -193,7 +217,8 @@ def forecast(
         book: The laws.
         spending: What the budget buys.
         parameters: Parameters, the active ones of a sparse model.
-        unique_tokens: U.
+        unique_tokens: U of next-token and of masked training alone, which hold no text out.
+        train_tokens: U of the recipe, without what its controller holds out.
         guessing_nats: Loss of a model that knows nothing, ln of the vocabulary; above it a law means nothing.
         sparse: Whether the model is sparse, which no law here is fitted to.
         hybrid: Whether the recipe trains in more than one way.
@@ -207,13 +232,14 @@ def forecast(
         HYBRID: spending.tokens,
     }
     ways = [AUTOREGRESSIVE, MASKED, *([HYBRID] if hybrid else [])]
-    expected = tuple(_expected(book, way, parameters, unique_tokens, tokens[way], guessing_nats) for way in ways)
-    notes = [f"{law.family}: {note}" for law in book.laws.values() for note in law.notes]
+    texts = {AUTOREGRESSIVE: unique_tokens, MASKED: unique_tokens, HYBRID: train_tokens}
+    expected = tuple(_expected(book, way, parameters, texts[way], tokens[way], guessing_nats) for way in ways)
+    notes = [*book.notes, *(f"{law.family}: {note}" for law in book.laws.values() for note in law.notes)]
     if sparse:
         notes.insert(0, "the laws are of dense models; a sparse one is taken by its active parameters: a guess")
     critical = _critical(book, unique_tokens, spending.flops_6nd)
     optima = tuple(
-        _optimum(book.laws[each.family], each.family, unique_tokens, spending.flops_6nd)
+        _optimum(book.laws[each.family], each.family, texts[each.family], spending.flops_6nd)
         for each in expected
         if each.loss_nats is not None
     )
@@ -229,12 +255,12 @@ def _expected(
         return Expected(way, tokens, epochs, None, None, None, (), (), None, False, told)
     found = law.predict(parameters, unique_tokens, tokens)
     useful, turns_up = useful_epochs(law, parameters, unique_tokens)
-    if found.extrapolation and found.loss_nats > guessing_nats:
-        told = (
-            f"no number: the law of {law.family} does not reach so far down; it gives {found.loss_nats:.3g} nats where "
+    if found.loss_nats > guessing_nats:
+        why = (
+            f"no number: the law of {law.family} does not reach here; it gives {found.loss_nats:.3g} nats where "
             f"guessing a token costs {guessing_nats:.3g}; fit one to runs of this size with `crossover scaling`"
         )
-        return Expected(way, tokens, epochs, None, None, None, found.extrapolation, (), None, False, told)
+        return Expected(way, tokens, epochs, None, None, None, found.extrapolation, (), None, False, why, law.is_bound)
     return Expected(
         family=way,
         tokens=tokens,
@@ -247,6 +273,7 @@ def _expected(
         useful_epochs=useful,
         turns_up=turns_up,
         told=f"law of {law.family} ({law.runs} runs, {law.points} points; {book.source})",
+        is_bound=law.is_bound,
     )
 
 
@@ -295,7 +322,16 @@ def _critical(book: Book, unique_tokens: int, budget_flops: float) -> Critical:
         )
         return Critical(published_critical_flops(unique_tokens), None, "published", budget_flops, told)
     found = critical_compute(holder, challenger, unique_tokens)
-    return Critical(found.flops, found.interval, found.status, budget_flops, f"{book.source}: {found.told}")
+    told = f"{book.source}: {found.told}{_bound_told(holder, challenger)}"
+    return Critical(found.flops, found.interval, found.status, budget_flops, told, found.searched)
+
+
+def _bound_told(holder: FittedLaw, challenger: FittedLaw) -> str:
+    """Say what a bound on one side does to critical compute."""
+    if holder.is_bound == challenger.is_bound:
+        return ""
+    bounded, way = (challenger, "high") if challenger.is_bound else (holder, "low")
+    return f"; losses of {bounded.family} are upper bounds, so this is too {way}"
 
 
 def _optimum(law: FittedLaw, way: str, unique_tokens: int, flops_6nd: float) -> Optimum:
@@ -307,4 +343,5 @@ def _optimum(law: FittedLaw, way: str, unique_tokens: int, flops_6nd: float) -> 
         loss_nats=float(best.loss_nats_G[0]),
         interval=(float(best.low_G[0]), float(best.high_G[0])),
         inside=bool(best.inside_G[0]),
+        is_bound=law.is_bound,
     )

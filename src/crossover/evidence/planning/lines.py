@@ -167,7 +167,8 @@ def _expected(each: Expected) -> list[str]:
         return [f"  {WAYS[each.family]}: {seen}: {each.told}"]
     (low, high), (least, most) = each.interval, each.run_interval
     lines = [
-        f"  {WAYS[each.family]}: {each.loss_nats:.3f} [{low:.3f}, {high:.3f}], one run [{least:.3f}, {most:.3f}], "
+        f"  {WAYS[each.family]}: {each.loss_nats:.3f} [{low:.3f}, {high:.3f}]{_bound(each)}, one run "
+        f"[{least:.3f}, {most:.3f}], "
         f"after {seen}; {each.told}"
     ]
     if each.useful_epochs is not None:
@@ -193,5 +194,9 @@ def _optimum(best: Optimum) -> str:
     far = "" if best.inside else " (beyond the law's data)"
     return (
         f"best size for {WAYS[best.family]} training at this compute: {count_told(best.parameters)} parameters, "
-        f"{best.epochs:.3g} epochs, {best.loss_nats:.3f} [{low:.3f}, {high:.3f}]{far}"
+        f"{best.epochs:.3g} epochs, {best.loss_nats:.3f} [{low:.3f}, {high:.3f}]{_bound(best)}{far}"
     )
+
+
+def _bound(each: Expected | Optimum) -> str:
+    return " (an upper bound)" if each.is_bound else ""

@@ -17,12 +17,25 @@ import numpy as np
 from crossover.errors import RunError
 from crossover.evidence.files import dumps, read_json, write_text
 from crossover.evidence.scaling.fit import DataRange, FittedLaw
-from crossover.evidence.scaling.laws import NAMES, Constants, Form
+from crossover.evidence.scaling.laws import (
+    EXPONENT_BOX,
+    LARGEST_LOG,
+    NAMES,
+    OVERFIT,
+    Constants,
+    Floats,
+    Form,
+    plain_box,
+)
 
 FORMAT = "crossover scaling laws"
 VERSION = 1
 # The logarithm of a term that is absent; JSON has no such number, so a draw writes null for it.
 ABSENT = -math.inf
+# Fewer draws give no interval; counts beyond this are no counts of runs.
+FEWEST_DRAWS, MOST_RUNS = 20, 10**12
+# What a bound of the box may be passed by in rounding.
+ROUNDING = 1e-9
 
 
 def save_laws(laws: Mapping[str, FittedLaw], path: str | Path) -> None:
@@ -122,7 +135,8 @@ class _Entry:
 
     def count(self, name: str) -> int:
         """Read a whole number above 0."""
-        return int(self._get(name, lambda value: type(value) is int and value > 0, "a whole number above 0"))
+        expected = f"a whole number above 0, at most {MOST_RUNS:g}"
+        return int(self._get(name, lambda value: type(value) is int and 0 < value <= MOST_RUNS, expected))
 
     def truth(self, name: str) -> bool:
         """Read true or false."""
@@ -136,6 +150,13 @@ class _Entry:
         """Read a list of printable texts."""
         return tuple(self._get(name, lambda value: _is_list(value, _is_text), "a list of printable texts"))
 
+    def ends(self, name: str) -> tuple[float, float]:
+        """Read two rising numbers above 0."""
+        low, high = self.interval(name)
+        if low <= 0:
+            raise self.wrong(name, [low, high], "two numbers above 0")
+        return low, high
+
     def interval(self, name: str) -> tuple[float, float]:
         """Read two rising numbers."""
         low, high = self._get(
@@ -146,8 +167,12 @@ class _Entry:
         return float(low), float(high)
 
     def numbers(self, name: str) -> list[float]:
-        """Read one finite number or more."""
-        return self._get(name, lambda value: _is_list(value, _is_number) and value, "a list of numbers")
+        """Read one number or more that are no larger than `LARGEST_LOG`."""
+
+        def fits(value: Any) -> bool:
+            return _is_number(value) and abs(value) <= LARGEST_LOG
+
+        return self._get(name, lambda value: _is_list(value, fits) and value, "a list of numbers, 100 at most")
 
     def rows(self, name: str, columns: int) -> list[list[float]]:
         """Read rows of so many numbers, null standing for the logarithm of nothing."""
@@ -156,18 +181,26 @@ class _Entry:
             return _is_list(row, lambda cell: cell is None or _is_number(cell)) and len(row) == columns
 
         rows = self._get(name, lambda value: _is_list(value, fits) and value, f"a list of rows of {columns} numbers")
+        if len(rows) < FEWEST_DRAWS:
+            raise self.wrong(name, f"{len(rows)} row(s)", f"{FEWEST_DRAWS} or more")
         return [[ABSENT if cell is None else float(cell) for cell in row] for row in rows]
 
-    def names(self, name: str) -> _Entry:
-        """Go down to an object whose keys are constants of a law."""
+    def names(self, name: str, needed: tuple[str, ...] = ()) -> _Entry:
+        """Go down to an object whose keys are constants of a law, those that are needed and no others, if any is."""
         found = self.entry(name)
         if foreign := [key for key in found.value if key not in NAMES]:
             raise self.wrong(name, foreign[0], f"names of constants ({', '.join(NAMES)})")
+        if needed and set(found.value) != set(needed):
+            raise self.wrong(name, ", ".join(found.value), f"the constants that were fitted: {', '.join(needed)}")
         return found
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        # A whole number that is too large for a float.
+        return False
 
 
 def _is_text(value: Any) -> bool:
@@ -179,11 +212,13 @@ def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
 
 
 def _law(entry: _Entry) -> FittedLaw:
-    intervals, identified, data = entry.names("intervals"), entry.names("identified"), entry.entry("data")
+    form = _form(entry.entry("form"))
+    intervals, identified = entry.names("intervals", form.estimated), entry.names("identified", form.estimated)
+    data = entry.entry("data")
     return FittedLaw(
         family=entry.text("family"),
-        form=_form(entry.entry("form")),
-        constants=_constants(entry.entry("constants")),
+        form=form,
+        constants=_constants(entry.entry("constants"), form),
         intervals={name: intervals.interval(name) for name in intervals.value},
         identified={name: identified.truth(name) for name in identified.value},
         notes=entry.texts("notes"),
@@ -192,9 +227,12 @@ def _law(entry: _Entry) -> FittedLaw:
         r_squared=entry.number("r_squared"),
         runs=entry.count("runs"),
         points=entry.count("points"),
-        data=DataRange(**{each.name: data.interval(each.name) for each in fields(DataRange)}),
-        draws_KP=np.array(entry.rows("draws", len(NAMES))),
+        data=DataRange(**{each.name: data.ends(each.name) for each in fields(DataRange)}),
+        draws_KP=_draws(entry, form),
         residuals_I=np.array(entry.numbers("residuals"), float),
+        # Files of earlier releases do not say; their laws are taken as exact.
+        mode=entry.text("mode") if "mode" in entry.value else "",
+        is_bound=entry.truth("is_bound") if "is_bound" in entry.value else False,
     )
 
 
@@ -211,9 +249,33 @@ def _form(entry: _Entry) -> Form:
         raise RunError(told if told.startswith(str(entry.path)) else f"{entry.path}: {entry.key}: {told}") from None
 
 
-def _constants(entry: _Entry) -> Constants:
+def _constants(entry: _Entry, form: Form) -> Constants:
     values = {name: entry.number(name, 0.0) for name in NAMES}
+    # Without its term they have no effect, and keep their defaults.
+    idle = () if form.overfitting else OVERFIT
     for name, value in values.items():
-        if value == 0 and not name.startswith("overfit"):
+        if name in idle:
+            continue
+        if value == 0 and name != "overfit_size_exponent":
             raise entry.wrong(name, value, "a number above 0")
-    return Constants(**values)
+        low, high = plain_box(name)
+        if not low * (1 - ROUNDING) <= value <= high * (1 + ROUNDING):
+            raise entry.wrong(name, value, f"a number from {low:.3g} to {high:.3g}")
+    return Constants(**{name: value for name, value in values.items() if name not in idle})
+
+
+def _draws(entry: _Entry, form: Form) -> Floats:
+    """Read the draws, exponents as they are and all else as its logarithm, each within what a law can use."""
+    draws_KP = np.array(entry.rows("draws", len(NAMES)))
+    for column_K, name in zip(draws_KP.T, NAMES, strict=True):
+        if name in OVERFIT and not form.overfitting:
+            continue
+        low, high = EXPONENT_BOX.get(name, (-LARGEST_LOG, LARGEST_LOG))
+        outside = column_K[(column_K < low - ROUNDING) | (column_K > high + ROUNDING)]
+        if len(outside):
+            expected = f"a number from {low:g} to {high:g}"
+            raise entry.wrong(f"draws, {name}", float(outside[0]), expected)
+    if not form.overfitting:
+        # Without the term its columns say nothing, whatever they hold.
+        draws_KP[:, [NAMES.index(name) for name in OVERFIT]] = (ABSENT, 0.0, 0.0)
+    return draws_KP

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,7 +86,8 @@ def findings_of(
         if lacking := _lacking(points, form or Form()):
             missing[family] = lacking
         else:
-            laws[family], upturns[family] = _fit(points, form or Form(), draws, seed)
+            law, upturns[family] = _fit(points, form or Form(), draws, seed)
+            laws[family] = replace(law, mode=measured.modes[family], is_bound=family in measured.bounds)
     chosen = baseline or next((name for name in measured.plain if name in laws), next(iter(laws), None))
     holder = laws.get(chosen) if chosen is not None and len(laws) > 1 else None
     others = {name: law for name, law in laws.items() if holder is not None and name != chosen}

@@ -16,7 +16,6 @@ from crossover.evidence.scaling.design import notes_on, too_few
 from crossover.evidence.scaling.fitting import HUBER_DELTA, minimise, problem_of
 from crossover.evidence.scaling.laws import (
     FLOPS_PER_PARAMETER_TOKEN,
-    NAMES,
     Constants,
     Floats,
     Form,
@@ -125,6 +124,8 @@ class FittedLaw:
         data: Between what they lie.
         draws_KP: The bootstrap's constants, as `Constants.theta` gives them.
         residuals_I: ln L_law - ln L of each point.
+        mode: How its losses were measured, in words; empty where that is not known.
+        is_bound: Whether they are upper bounds and not the loss itself.
     """
 
     family: str
@@ -141,6 +142,8 @@ class FittedLaw:
     data: DataRange
     draws_KP: Floats
     residuals_I: Floats
+    mode: str = ""
+    is_bound: bool = False
 
     def predict(self, parameters: float, unique_tokens: float, tokens: float) -> Prediction:
         """Predict the loss of one training, with its interval and how far it lies from the data.
@@ -258,8 +261,7 @@ def fit_law(
     y_Z, values_K = minimise(problem)
     resampled = resample(problem, y_Z, points, draws, seed)
     residuals_I = problem.residuals(y_Z[None])[0] * huber_delta
-    names = [name for name in NAMES if name in form.free or (form.tied_exponents and name == "data_exponent")]
-    names = [name for name in names if not (name == "data_exponent" and "size_exponent" in form.held)]
+    names = form.estimated
     known = {name: resampled.known.get(name, resampled.known.get("size_exponent", False)) for name in names}
     poor = too_few(points, form)
     known = {name: value and name not in poor for name, value in known.items()}

@@ -18,6 +18,15 @@ Floats = NDArray[np.float64]
 FLOPS_PER_PARAMETER_TOKEN = 6.0
 # exp of more than this is no number that a law could use.
 LARGEST_LOG = 100.0
+# More parameters or tokens than any point has; beyond it a law's powers leave the range of numbers.
+LARGEST_COUNT = 1e30
+# Between what exponents are looked for, and may be held.
+EXPONENT_BOX = {
+    "size_exponent": (0.02, 2.0),
+    "data_exponent": (0.02, 2.0),
+    "overfit_repeats_exponent": (0.2, 4.0),
+    "overfit_size_exponent": (0.0, 3.0),
+}
 EXPONENTS = ("size_exponent", "data_exponent", "overfit_repeats_exponent", "overfit_size_exponent")
 OVERFIT = ("overfit_coefficient", "overfit_repeats_exponent", "overfit_size_exponent")
 
@@ -49,6 +58,10 @@ class Point:
             value = getattr(self, name)
             if not (np.isfinite(value) and value > 0):
                 raise RunError(f"point of '{self.family}' ({self.group}): {name} is {value}; expected a number above 0")
+            if value > LARGEST_COUNT:
+                raise RunError(
+                    f"point of '{self.family}' ({self.group}): {name} is {value}; expected at most {LARGEST_COUNT:g}"
+                )
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,9 @@ class Form:
                 raise RunError(f"scaling law: no constant '{name}'; {nearest(name, NAMES)}")
             if not (np.isfinite(value) and value > 0):
                 raise RunError(f"scaling law: {name} is held at {value}; expected a number above 0")
+            low, high = plain_box(name)
+            if not low <= value <= high:
+                raise RunError(f"scaling law: {name} is held at {value}; expected from {low:.3g} to {high:.3g}")
         if self.tied_exponents and "data_exponent" in self.held:
             raise RunError("scaling law: data_exponent is tied to size_exponent; hold size_exponent, or untie them")
         if not self.overfitting and (idle := [name for name in OVERFIT if name in self.held]):
@@ -81,6 +97,24 @@ class Form:
         """Names of the constants to be fitted."""
         absent = set(self.held) | ({"data_exponent"} if self.tied_exponents else set())
         return tuple(name for name in NAMES if name not in absent and (self.overfitting or name not in OVERFIT))
+
+    @property
+    def estimated(self) -> tuple[str, ...]:
+        """Names of the constants that a fit gives intervals for: the free ones, and one that is tied to a free one."""
+        tied = {"data_exponent"} if self.tied_exponents and "size_exponent" not in self.held else set()
+        return tuple(name for name in NAMES if name in self.free or name in tied)
+
+
+def plain_box(name: str) -> tuple[float, float]:
+    """Give the ends between which a constant may lie for the law to stay within the range of numbers.
+
+    Args:
+        name: Its name in `Constants`.
+
+    Returns:
+        The lowest and the highest value, in plain units.
+    """
+    return EXPONENT_BOX.get(name, (float(np.exp(-LARGEST_LOG)), float(np.exp(LARGEST_LOG))))
 
 
 @dataclass(frozen=True)

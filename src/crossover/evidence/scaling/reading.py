@@ -11,15 +11,18 @@ from typing import Any, Literal
 from crossover.errors import RunError
 from crossover.evidence.arms import PLAIN_NAME
 from crossover.evidence.curves import PROCEDURES, headline_mode
+from crossover.evidence.definition import TAKEN
 from crossover.evidence.display import mix_text
+from crossover.evidence.files import plain
 from crossover.evidence.match import controller_name
 from crossover.evidence.run import RunRecord, read_run
 from crossover.evidence.scaling.laws import Point
 from crossover.evidence.scaling.table import read_point_table
+from crossover.trees import fingerprint, without_views
 
 Used = Literal["ends", "all"]
-# Folders of a study or of a run that hold no run to be read; tuning trials are not what was chosen.
-PASSED_BY = ("tune", "recipes", "logs", "report", "checkpoints", "forks", "model", "best", "scores")
+# Folders of a run that hold no run to be read; those of a study, its tuning trials among them, are `TAKEN`.
+INSIDE_A_RUN = ("report", "checkpoints", "forks", "model", "best", "scores", "samples")
 # Runs may lie this deep, such as folder/study/arm/budget-2e+11/seed-0.
 DEEPEST = 6
 # An end must have been measured within this share of the run's tokens.
@@ -113,6 +116,8 @@ def read_points(sources: Sequence[str | Path], *, used: Used = "ends") -> Measur
             runs += _runs_of(path)
     runs = list({run.record.path.resolve(): run for run in runs}.values())
     ready, left_out = _usable(runs, used)
+    ready, copies = _once(ready)
+    notes += copies
     _refuse_other_tokenizers(ready)
     families = _families(ready)
     points, modes, bounds = _points(families, used, left_out)
@@ -136,7 +141,7 @@ def _runs_of(source: Path) -> list[_Run]:
     """Read every run in and below a folder."""
     if not source.is_dir():
         raise RunError(f"{source}: no such file or folder; expected a study, a run, a folder of runs or a CSV file")
-    folders = _folders(source)
+    folders = _folders(source, set())
     if not folders:
         raise RunError(f"{source}: holds no run (a folder with recipe.yaml), is no study and no CSV file")
     found = []
@@ -147,12 +152,32 @@ def _runs_of(source: Path) -> list[_Run]:
     return found
 
 
-def _folders(folder: Path, depth: int = 0) -> list[Path]:
-    found = [folder] if (folder / "recipe.yaml").exists() else []
+def _folders(folder: Path, seen: set[Path], depth: int = 0) -> list[Path]:
+    """Find the run folders in and below a folder, each once: links may lead around in a circle."""
+    if folder.resolve() in seen:
+        return []
+    seen.add(folder.resolve())
+    is_run, is_study = (folder / "recipe.yaml").exists(), (folder / "study.yaml").exists()
+    found = [folder] if is_run else []
     if depth < DEEPEST:
+        passed_by = {*(INSIDE_A_RUN if is_run else ()), *(TAKEN if is_study else ())}
         inner = (item for item in sorted(folder.iterdir()) if item.is_dir() and not item.name.startswith("."))
-        found += [path for item in inner if item.name not in PASSED_BY for path in _folders(item, depth + 1)]
+        found += [path for item in inner if item.name not in passed_by for path in _folders(item, seen, depth + 1)]
     return found
+
+
+def _once(runs: Sequence[_Run]) -> tuple[list[_Run], list[str]]:
+    """Leave out copies: runs that agree in recipe, text and their last evaluation, whatever they are called."""
+    first: dict[str, _Run] = {}
+    copies = []
+    for run in runs:
+        record = run.record
+        recipe = {key: value for key, value in without_views(record.recipe).items() if key != "name"}
+        ends = [record.status.get("state"), record.ledger.get("data_tokens"), record.evals[-1]]
+        key = fingerprint(plain({"recipe": recipe, "text": record.manifest.get("data_hash"), "ends": ends}))
+        if first.setdefault(key, run) is not run:
+            copies.append(f"{record.path} (of {first[key].record.path})")
+    return list(first.values()), [f"copies of runs are left out: {_few(copies)}"] if copies else []
 
 
 def _usable(runs: Sequence[_Run], used: Used) -> tuple[list[_Run], list[str]]:
@@ -241,9 +266,11 @@ def _rows(run: _Run, procedure: str, exact: bool, used: Used) -> list[Mapping[st
     rows = [
         row
         for row in record.evals
-        if row.get("split", "dev") == "dev" and row["procedure"] == procedure and bool(row["exact"]) == exact
+        if row.get("split", "dev") == "dev" and row.get("procedure") == procedure and bool(row.get("exact")) == exact
     ]
-    rows = sorted((row for row in rows if row.get("loss_nats") is not None), key=lambda row: row["data_tokens"])
+    # A run that goes on may have rows of another release, which lack one of these.
+    rows = [row for row in rows if row.get("loss_nats") is not None and row.get("data_tokens") is not None]
+    rows.sort(key=lambda row: row["data_tokens"])
     if used == "ends":
         end = float(record.ledger.get("data_tokens") or 0)
         return [row for row in rows[-1:] if row["data_tokens"] >= AT_THE_END * end]
@@ -287,7 +314,7 @@ def _notes(families: Mapping[str, Sequence[_Run]], used: Used) -> list[str]:
     if len(texts) > 1:
         notes.append(f"runs read different texts ({_few(list(texts))}), so their losses differ by that too")
     held_out = {
-        (row["procedure"], tuple(row.get("document_bytes") or ())) for run in runs for row in run.record.evals[-1:]
+        (row.get("procedure"), tuple(row.get("document_bytes") or ())) for run in runs for row in run.record.evals[-1:]
     }
     if len(held_out) > len({procedure for procedure, _ in held_out}):
         notes.append("runs were measured on different held-out documents, which adds noise to their losses")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossover.errors import RunError
-from crossover.evidence.scaling.laws import EXPONENTS, NAMES, OVERFIT, Floats, Form, Point, inputs_of
+from crossover.evidence.scaling.laws import EXPONENT_BOX, EXPONENTS, NAMES, OVERFIT, Floats, Form, Point, inputs_of
 
 # A coefficient alone has no scale: ln A moves with alpha times ln N. The coordinate that is searched is therefore the
 # logarithm of the whole term at the typical (geometric mean) point, and ln A follows from it.
@@ -19,12 +19,6 @@ CENTRED = {
     "size_coefficient": ("size_exponent",),
     "data_coefficient": ("data_exponent",),
     "overfit_coefficient": ("overfit_repeats_exponent", "overfit_size_exponent"),
-}
-EXPONENT_BOX = {
-    "size_exponent": (0.02, 2.0),
-    "data_exponent": (0.02, 2.0),
-    "overfit_repeats_exponent": (0.2, 4.0),
-    "overfit_size_exponent": (0.0, 3.0),
 }
 REUSE_BOX = (0.1, 1e5)
 # Shares of the lowest and of the highest loss between which a term at the typical point may lie.
