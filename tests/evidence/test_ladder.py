@@ -69,8 +69,8 @@ def test_a_planted_crossing_between_points_is_found():
     challenger = []
     for seed, curve in enumerate(arm("masked", list(at))):
         gap = 0.2 * np.log2(5e11 / at) / np.log2(10)
-        challenger.append(Curve("masked", seed, "ar", True, at, at, at / 1e11,
-                                curve.nats_ED + np.outer(math.log(2) * gap, BYTES), BYTES, is_decayed=True))  # fmt: skip
+        nats = curve.nats_ED + np.outer(math.log(2) * gap, BYTES)
+        challenger.append(Curve("masked", seed, "ar", True, at, at, at / 1e11, nats, BYTES, is_decayed=True))
     found = find_crossing(holder, challenger)
     assert found.status == "crossed" and found.root == pytest.approx(5e11, rel=0.05)
     assert found.ci is not None and found.ci[0] <= 5e11 <= found.ci[1]

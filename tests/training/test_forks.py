@@ -129,7 +129,7 @@ def test_a_branch_in_another_currency_or_longer_is_refused(budget, told, made, t
 
 def test_an_open_interval_of_evaluations_is_refused(made: Callable[..., Any], tmp_path: Path) -> None:
     made(tmp_path / "trunk", (12_000.0,), budget={"tokens": 20_000}, scoring__every_tokens=None)
-    with pytest.raises(RunError, match="scoring.every_tokens is open"):
+    with pytest.raises(RunError, match=r"scoring\.every_tokens is open"):
         made(tmp_path / "branch", branch_of=tmp_path / "trunk", budget={"tokens": 12_000}, scoring__every_tokens=None)
 
 
