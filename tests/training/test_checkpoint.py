@@ -182,3 +182,15 @@ def test_on_a_disk_that_is_really_full_the_old_checkpoint_stays_whole(tmp_path):
         assert tree == {"step": 1} and torch.equal(tensors["model"]["weight"], of_size(60_000)["model"]["weight"])
         checkpoint.save(small_disk, 2, of_size(100_000), {"step": 2}, keep=1)
         assert visible_and_hidden(small_disk) == ["step-000000002"]
+
+
+def test_a_folder_that_stepped_aside_comes_back_if_the_new_one_never_came(tmp_path):
+    checkpoint.write_folder(tmp_path / "ar", {}, {"step": 1})
+    # A kill between the two renames of a replacement.
+    (tmp_path / "ar").rename(tmp_path / ".ar.123.old")
+    (tmp_path / ".nelbo.123.old").mkdir()
+    checkpoint.write_folder(tmp_path / "nelbo", {}, {"step": 2})
+    checkpoint.write_folder(tmp_path / "nelbo", {}, {"step": 3})
+    assert checkpoint.load_state(tmp_path / "ar") == {"step": 1}
+    assert checkpoint.load_state(tmp_path / "nelbo") == {"step": 3}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -97,10 +97,16 @@ def _move(temporary: Path, final: Path) -> None:
 
 
 def _forget_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed in the middle of a write left; a run has one writer at a time."""
-    for pattern in (".*.tmp", ".*.old"):
-        for path in folder.glob(pattern):
+    """Tidy up what processes that were killed in the middle of a write left; a run has one writer at a time."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".*.old"):
+        # `.name.pid.old` stepped aside for a new folder; if that one never came, it is still the one that counts.
+        final = folder / path.name[1:].rsplit(".", 2)[0]
+        if final.exists():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(final)
 
 
 def existing(folder: Path) -> list[Path]:
