@@ -57,8 +57,8 @@ docs: $(VENV)/.docs  ## build the documentation into site/
 	@echo "docs: mkdocs build --strict"
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
-bench: $(VENV)/.runtime  ## run every script in benchmarks/
-	@for script in $(filter-out benchmarks/table.py benchmarks/reference.py,$(wildcard benchmarks/*.py)); do \
+bench: $(VENV)/.runtime  ## run every script in benchmarks/ that measures speed
+	@for script in $(filter-out $(addprefix benchmarks/,table.py reference.py adopt.py chaos.py fuzz.py prepare.py),$(wildcard benchmarks/*.py)); do \
 		echo "bench: $$script"; $(PY) $$script || exit 1; done
 
 hooks: $(VENV)/.test  ## check every commit with pre-commit

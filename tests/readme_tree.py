@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tree -->\n", "<!-- end of tree -->"
 ROOMS = ("data", "model", "objectives", "control", "hub", "sampling", "scoring", "training", "evidence", "cli")
-WORDS = ("errors", "records", "registry", "trees", "recipe", "streams")
+WORDS = ("errors", "parsing", "folders", "records", "streams", "registry", "trees", "sections", "recipe", "stopping")
 # A longer sentence is cut at its colon.
 WIDTH = 90
 FOLDERS = {

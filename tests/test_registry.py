@@ -204,3 +204,8 @@ def test_a_mix_does_not_name_an_objective_twice():
 def test_a_mix_survives_writing_and_reading(mix):
     adapter = TypeAdapter(MixField)
     assert adapter.validate_python(adapter.dump_python(mix)) == mix
+
+
+def test_a_folder_named_without_a_slash_is_told_how_paths_are_written() -> None:
+    with pytest.raises(PydanticCustomError, match=r"no corpus called 'my_text'.*such as \./my_text"):
+        build("corpus", "my_text")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What is listed of names that could have been written.
+MOST_CHARACTERS = 2000
+
 
 class CrossoverError(Exception):
     """Something a user can mend; the command line prints it without a traceback and exits with 2."""
@@ -39,4 +42,6 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}(choices: {', '.join(known)})"
+    listed = ", ".join(known)
+    # A stranger's file may have any number of names, of any length.
+    return f"{hint}(choices: {listed if len(listed) <= MOST_CHARACTERS else listed[:MOST_CHARACTERS] + '...'})"

@@ -8,6 +8,7 @@ import importlib
 import keyword
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import pydantic
@@ -76,10 +77,16 @@ def names(kind: str) -> dict[str, type]:
     """
     room = ROOMS.get(kind)
     if room is not None:
-        package = importlib.import_module(room)
-        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-            importlib.import_module(f"{room}.{module.name}")
+        _visit(room)
     return _known.get(kind, {})
+
+
+@cache
+def _visit(room: str) -> None:
+    """Import all modules of a room."""
+    package = importlib.import_module(room)
+    for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+        importlib.import_module(f"{room}.{module.name}")
 
 
 def build(kind: str, value: Any) -> Any:
@@ -106,11 +113,18 @@ def build(kind: str, value: Any) -> Any:
     known, fields = names(kind), {key: item for key, item in value.items() if key != "name"}
     if value["name"] not in known:
         raise _problem(f"no {kind} called '{value['name']}'; {nearest(value['name'], known)}")
-    return TypeAdapter(known[value["name"]]).validate_python(fields)
+    return _adapter(known[value["name"]]).validate_python(fields)
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
 def _problem(message: str) -> PydanticCustomError:
-    return PydanticCustomError("component", "{message}", {"message": message})
+    # YAML can spell half a surrogate pair, which pydantic's messages cannot hold.
+    plain = message.encode("utf-8", "backslashreplace").decode("utf-8")
+    return PydanticCustomError("component", "{message}", {"message": plain})
 
 
 def _from_call(kind: str, text: str) -> dict[str, Any]:
@@ -122,10 +136,11 @@ def _from_call(kind: str, text: str) -> dict[str, Any]:
         positional = [_literal(argument) for argument in call.args]
         fields = {keyword.arg: _literal(keyword.value) for keyword in call.keywords if keyword.arg}
     except (SyntaxError, ValueError):
-        raise _problem(f"cannot read '{text}' as {kind}; write name or name(key=value)") from None
+        raise _problem(f"cannot read '{text}' as {kind}; write name or name(key=value), and a path in quotes") from None
     known = names(kind)
     if name not in known:
-        raise _problem(f"no {kind} called '{name}'; {nearest(name, known)}")
+        path = f"; a path is told by a / or a dot, such as ./{name}" if kind in PATHS else ""
+        raise _problem(f"no {kind} called '{name}'; {nearest(name, known)}{path}")
     order = [item.name for item in dataclasses.fields(known[name])]
     if len(positional) > len(order):
         raise _problem(f"{kind} '{name}' takes at most {len(order)} settings ({', '.join(order)})")
@@ -143,7 +158,7 @@ def _literal(node: ast.expr) -> Any:
 
 def dump(component: Any) -> dict[str, Any]:
     """Write a component as a mapping with every field, as it stands in a resolved recipe."""
-    fields = TypeAdapter(type(component)).dump_python(component, mode="json")
+    fields = _adapter(type(component)).dump_python(component, mode="json")
     return {"name": type(component).component_name, **fields}
 
 

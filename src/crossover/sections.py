@@ -33,7 +33,9 @@ def _switch(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_count), pydantic.Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_count), pydantic.Field(gt=0)]
+Threads = Annotated[int, BeforeValidator(_count), pydantic.Field(gt=0, le=4096)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Similarity = Annotated[float, pydantic.Field(ge=0.5, lt=1)]
 Amount = Annotated[float, BeforeValidator(_count), pydantic.Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[float, pydantic.Field(gt=0)]
 Coefficient = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
@@ -55,6 +57,8 @@ class DataRecipe:
         control_share: Part of the training tokens that only an online controller may hold out.
         document_bytes: Plain-text files longer than this are cut into documents at blank lines.
         attend_across_documents: Whether a window's documents see each other.
+        near_duplicates: Jaccard similarity of two documents' runs of five words from which on the later one is dropped,
+            from 0.5 to below 1; null keeps them. Exact duplicates are dropped always.
     """
 
     source: Annotated[Any, Component("corpus")] = "stdlib"
@@ -66,6 +70,7 @@ class DataRecipe:
     control_share: Share = 0.05
     document_bytes: Positive = 20_000
     attend_across_documents: bool = True
+    near_duplicates: Similarity | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,10 @@ class ModelRecipe:
         mlp_width: Hidden width of the gated MLP.
         tied: Whether the head shares the embedding's weights.
         rope_theta: Base of the rotary positions.
+        norm_eps: Epsilon of the norms.
+        adopt: A folder of `crossover adopt` (or the model folder of a run) whose weights training begins from, or null
+            for fresh ones; all of the shape must be the folder's, as the recipe in it says.
+        adopt_sha256: Hash that the folder's weights must have when the run begins, or null for whatever is there.
         residual_dropout: Dropout at the two output projections of a layer; of experts, at their sum.
         attention_dropout: Dropout of attention probabilities.
         parameter_noise: Standard deviation of the factors 1 + noise that a training step multiplies each weight matrix
@@ -104,6 +113,9 @@ class ModelRecipe:
     mlp_width: Positive | None = None
     tied: bool | None = None
     rope_theta: Size = 10_000.0
+    norm_eps: Size = 1e-5
+    adopt: str | None = None
+    adopt_sha256: str | None = None
     residual_dropout: Share = 0.0
     attention_dropout: Share = 0.0
     parameter_noise: Share = 0.0
@@ -112,6 +124,10 @@ class ModelRecipe:
     expert_width: Positive | None = None
     balance_coefficient: Coefficient | None = None
     router_z_coefficient: Coefficient | None = None
+
+    def __post_init__(self) -> None:
+        if self.adopt_sha256 is not None and self.adopt is None:
+            raise ValueError("adopt_sha256 has no effect without adopt")
 
 
 @dataclass(frozen=True)
@@ -190,7 +206,7 @@ class TrainingRecipe:
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     activation_checkpointing: bool = False
-    threads: Positive | None = None
+    threads: Threads | None = None
     checkpoint_every_tokens: Positive | None = None
     keep_checkpoints: Positive = 2
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from crossover.errors import RecipeError
+from crossover.parsing import LARGEST_YAML_BYTES, parse_yaml, read_bounded
 from crossover.registry import component_of, dump, names
 
 # Parts of a recipe that are merged key by key; everything else (a component, a mix, a budget) is replaced whole.
@@ -41,15 +42,15 @@ def read_tree(path: str | Path, *, extending: bool = True) -> tuple[dict[str, An
         RecipeError: The file cannot be read or is no mapping.
     """
     path = Path(path)
+    lines: dict[str, int] = {}
     try:
-        text = path.read_text("utf-8")
-        tree = yaml.safe_load(text) or {}
-        lines = _line_numbers(yaml.compose(text, Loader=yaml.SafeLoader))
+        text = read_bounded(path, LARGEST_YAML_BYTES).decode("utf-8")
+        tree = parse_yaml(text, lambda node: lines.update(_line_numbers(node))) or {}
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: is not UTF-8 text (byte {error.start})") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{path}{where}: is not YAML: {getattr(error, 'problem', None) or error}") from None
@@ -60,7 +61,10 @@ def read_tree(path: str | Path, *, extending: bool = True) -> tuple[dict[str, An
         return tree, lines
     if not extending:
         raise RecipeError(f"{path}, line {lines.get('extends', 1)}: extends: only one level; extend the root instead")
-    below, _ = read_tree(path.parent / str(base), extending=False)
+    try:
+        below, _ = read_tree(path.parent / str(base), extending=False)
+    except RecipeError as error:
+        raise RecipeError(f"{path}, line {lines.get('extends', 1)}: extends: {error}") from None
     return merge(below, tree), lines
 
 
@@ -99,11 +103,11 @@ def apply(tree: dict[str, Any], override: str) -> None:
     """
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise RecipeError(f"'{override}': expected key=value, such as training.batch_tokens=4096")
+        raise RecipeError(f"{_quoted(override)}: expected key=value, such as training.batch_tokens=4096")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
-        raise RecipeError(f"{key}: '{text}' is not a YAML value") from None
+        raise RecipeError(f"{_quoted(key)[1:-1]}: {_quoted(text)} is not a YAML value") from None
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
         under = tree.get(part, COMPONENTS.get(".".join(parents[: depth + 1])))
@@ -116,11 +120,16 @@ def apply(tree: dict[str, Any], override: str) -> None:
     tree[last] = value
 
 
+def _quoted(text: str) -> str:
+    """Quote what was given on one line, however long it is."""
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
 def _component_tree(path: Sequence[str], text: str) -> dict[str, Any]:
     """Open a component written as a call, so that one setting of it can be overridden."""
     kind = {"source": "corpus"}.get(path[-1], path[-1])
     if not names(kind):
-        raise RecipeError(f"{'.'.join(path)}: '{text}' has no settings of its own")
+        raise RecipeError(f"{'.'.join(path)}: {_quoted(text)} has no settings of its own")
     try:
         return dump(component_of(kind, text))
     except RecipeError as error:

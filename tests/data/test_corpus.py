@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -144,6 +145,35 @@ def test_truncated_and_damaged_compressed_files_are_found(tmp_path: Path) -> Non
     refused(tmp_path / "c.jsonl.zst", "damaged or not compressed")
 
 
+def test_a_compressed_file_without_a_byte_is_a_torn_one(tmp_path: Path) -> None:
+    for name in ("a.jsonl.gz", "b.jsonl.zst", "c.txt.gz"):
+        (tmp_path / name).touch()
+        refused(tmp_path / name, "is empty", "truncated download")
+
+
+def test_a_window_that_is_too_large_is_no_damage(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    writer = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(writer.compress(rows({"text": "a"})) + writer.flush())
+    refused(tmp_path / "a.jsonl.zst", "compressed with --long", "uncompress it")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("a.txt", "b/c.txt"):
+        (tmp_path / name).write_text("text")
+    scandir = os.scandir
+
+    def scanning(path: str) -> Any:
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scanning)
+    refused(tmp_path, "b: cannot be listed: Permission denied")
+
+
 def test_parquet_without_text_is_refused(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
@@ -159,7 +189,7 @@ def test_a_missing_library_says_how_to_install_it(tmp_path: Path, monkeypatch: p
     for module, name in (("zstandard", "a.jsonl.zst"), ("pyarrow.parquet", "b.parquet")):
         monkeypatch.setitem(sys.modules, module, None)
         (tmp_path / name).write_bytes(b"x")
-        refused(tmp_path / name, "pip install crossover-lm[data]")
+        refused(tmp_path / name, "pip install 'crossover-lm[data]'")
 
 
 def test_signature_follows_the_files_and_not_where_they_lie(tmp_path: Path) -> None:

@@ -11,13 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from crossover.data.corpus import Files
 from crossover.data.prepare import PreparedText, default_cache, prepare
 from crossover.data.shards import rarity
-from crossover.data.spool import Entry, assign
 from crossover.data.tokenizer import Bpe
 from crossover.errors import DataError
 from crossover.sections import DataRecipe
@@ -134,31 +131,6 @@ def test_adding_documents_moves_none_to_another_split(tmp_path: Path) -> None:
         splits.append({text: split for split, members in found.items() for text in members})
     assert {text: splits[1][text] for text in before} == splits[0]
     assert set(splits[0].values()) == {"train", "dev", "test"}
-
-
-def entries(*places: float) -> list[Entry]:
-    return [
-        Entry(str(index), int(place * 2**64).to_bytes(8, "big") + bytes([index]), 0, 1)
-        for index, place in enumerate(places)
-    ]
-
-
-@given(st.lists(st.floats(0, 0.999), min_size=3, max_size=12), st.floats(0.01, 0.4), st.floats(0.01, 0.4))
-def test_no_split_is_empty_and_none_loses_a_document(places: list[float], dev: float, test: float) -> None:
-    splits = assign(entries(*places), dev_share=dev, test_share=test)
-    assert all(splits.values())
-    assert sorted(entry.name for members in splits.values() for entry in members) == sorted(
-        str(index) for index in range(len(places))
-    )
-
-
-def test_an_empty_split_takes_the_nearest_document() -> None:
-    splits = assign(entries(0.9, 0.3, 0.6), dev_share=0.1, test_share=0.1)
-    assert {name: [entry.name for entry in members] for name, members in splits.items()} == {
-        "train": ["0"],
-        "dev": ["2"],
-        "test": ["1"],
-    }
 
 
 def test_too_few_documents_says_what_to_do(tmp_path: Path) -> None:
@@ -323,7 +295,7 @@ def test_a_tokenizer_that_changes_the_text_gives_no_bits_per_byte(tmp_path: Path
 
 def test_large_vocabularies_are_stored_wide(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = prepare(recipe(text), seed=0, cache=tmp_path / "a")
-    monkeypatch.setattr("crossover.data.prepare._dtype", lambda size: "<u4")
+    monkeypatch.setattr("crossover.data.writing.stored_as", lambda size: "<u4")
     wide = prepare(recipe(text), seed=0, cache=tmp_path / "b")
     assert (narrow.train_tokens(True).dtype, wide.train_tokens(True).dtype) == (np.uint16, np.uint32)
     assert np.array_equal(narrow.train_tokens(True), wide.train_tokens(True))

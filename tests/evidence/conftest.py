@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tiny_runs
 from crossover.evidence.curves import Curve
 from crossover.streams import stream
+from evidence import stand_in
 from evidence.synthetic import AUTOREGRESSIVE, MASKED, ledger_of, manifest_of, recipe_of, write_run, write_study
 
 
@@ -61,3 +63,18 @@ def make_curve() -> Callable[..., Curve]:
         return Curve(arm, seed, "ar", True, grid, 1.2 * grid, grid / 1e9, nats, sizes)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, and with what was prepared of it by the first test that needed it."""
+    folder = tmp_path_factory.mktemp("prepared")
+    tiny_runs.write_text(folder / "text.jsonl")
+    return folder
+
+
+@pytest.fixture
+def setting(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a study of stand-in runs."""
+    monkeypatch.setenv("CROSSOVER_CACHE", str(prepared))
+    return stand_in.write_study(tmp_path, prepared / "text.jsonl", monkeypatch)

@@ -215,5 +215,5 @@ def test_broken_and_missing_cards_are_named(tmp_path: Path) -> None:
     short["document_bytes"].pop()
     with pytest.raises(RunError, match="a document has no finite score"):
         compare(good, write(tmp_path / "silent", test_l2r=silent))
-    with pytest.raises(RunError, match="do not fit together"):
+    with pytest.raises(RunError, match="are not equally long"):
         compare(good, write(tmp_path / "short", test_l2r=short))

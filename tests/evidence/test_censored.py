@@ -1,44 +1,28 @@
-"""Seeds that have not crossed are censored: Kaplan-Meier, its median, and the log-rank test, against known answers."""
+"""Seeds that have not crossed are censored: Kaplan-Meier and its median, against known answers."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from crossover.errors import RunError
 from crossover.evidence.censored import (
     Passage,
     kaplan_meier,
-    logrank,
-    logrank_sentence,
     passages_of,
     survival_sentence,
 )
 from crossover.evidence.crossing import find_crossing
 from crossover.streams import stream
+from evidence.followed import DRUG, PLACEBO, censored_data, passages, signed_times
 
-# Weeks of remission of 42 children (Freireich et al. 1963), the textbook example; negative: censored.
-DRUG = (6, 6, 6, -6, 7, -9, 10, -10, -11, 13, 16, -17, -19, -20, 22, 23, -25, -32, -32, -34, -35)
-PLACEBO = (1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23)
 POINTS = 16
 X = np.linspace(0, 1, POINTS)
-
-
-def passages(signed):
-    return [Passage(seed, float(abs(at)), at > 0) for seed, at in enumerate(signed)]
-
-
-def censored_data(signed):
-    return stats.CensoredData(
-        uncensored=[at for at in signed if at > 0], right=[-at for at in signed if at < 0]
-    )  # fmt: skip
 
 
 def test_kaplan_meier_by_hand():
@@ -62,11 +46,6 @@ def test_kaplan_meier_of_the_textbook():
     assert found.median == 23 and found.median_interval == (13, None)
     assert kaplan_meier(passages(PLACEBO)).median == 8
     assert "[13, not reached]" in survival_sentence(found, "weeks")
-
-
-signed_times = st.lists(
-    st.integers(1, 12).flatmap(lambda at: st.sampled_from([at, -at])), min_size=2, max_size=14
-).filter(lambda times: any(at > 0 for at in times))
 
 
 @settings(max_examples=80, deadline=None)
@@ -114,65 +93,6 @@ def test_the_interval_of_the_median_covers_it(seeds):
     assert covered >= 0.93 * simulations
 
 
-def test_logrank_of_the_textbook():
-    test = logrank(passages(DRUG), passages(PLACEBO))
-    assert test.crossed == (9, 21) and test.expected == pytest.approx((19.25, 10.75), abs=0.005)
-    assert test.statistic == pytest.approx(16.79, abs=0.005)
-    assert (test.method, test.earlier, test.smallest_p_value) == ("chi-square", "second", 0.0)
-    assert test.p_value == pytest.approx(stats.chi2.sf(16.793, 1), rel=1e-3)
-    assert "placebo than in drug" in logrank_sentence(test, "drug", "placebo", "relapse")
-
-
-@settings(max_examples=60, deadline=None)
-@given(signed_times, signed_times)
-def test_logrank_agrees_with_scipy_and_counts_arrangements(first, second):
-    first, second = first[:5], second[:5]
-    ours = logrank(passages(first), passages(second))
-    if any(at > 0 for at in (*first, *second)):
-        with np.errstate(all="ignore"):
-            theirs = stats.logrank(censored_data(first), censored_data(second)).statistic ** 2
-        assert ours.statistic == pytest.approx(theirs, abs=1e-9) or math.isnan(theirs)
-    assert ours.method == "exact permutation"
-    # Each arrangement tested anew gives the same share as the scores that are shared by all.
-    both = [*first, *second]
-    excesses = []
-    for chosen in combinations(range(len(both)), len(first)):
-        rest = [both[i] for i in range(len(both)) if i not in chosen]
-        one = logrank(passages([both[i] for i in chosen]), passages(rest)) if len(both) < 7 else None
-        excesses += [one.crossed[0] - one.expected[0]] if one else []
-    if excesses:
-        size = abs(ours.crossed[0] - ours.expected[0])
-        assert ours.p_value == pytest.approx(np.mean([abs(one) >= size - 1e-9 for one in excesses]))
-
-
-def test_three_seeds_against_three_can_show_little_and_say_so():
-    test = logrank(passages([1, 2, 3]), passages([7, 8, -9]))
-    assert test.p_value == test.smallest_p_value == pytest.approx(2 / 20)
-    told = logrank_sentence(test, "small", "large", "masked")
-    assert "no difference shown" in told and "cannot give less than 0.1" in told
-    four = logrank(passages([1, 2, 3, 4]), passages([7, 8, -9, -9]))
-    assert four.p_value == pytest.approx(2 / 70) and "earlier in small" in logrank_sentence(
-        four, "small", "big", "masked"
-    )
-
-
-def test_the_exact_test_errs_no_more_than_it_states_and_chi_square_would():
-    rng = stream(0, "null")
-    simulations, exact, law = 400, 0, 0
-    for _ in range(simulations):
-        at, end = rng.exponential(1.0, 8), rng.exponential(3.0, 8)
-        times = [float(a) if a <= e else -float(e) for a, e in zip(at, end, strict=True)]
-        test = logrank(passages(times[:4]), passages(times[4:]))
-        exact += test.p_value <= 0.05
-        law += stats.chi2.sf(test.statistic, 1) <= 0.05
-    assert exact <= 0.06 * simulations < law
-
-
-def test_no_crossings_show_nothing():
-    test = logrank(passages([-5, -6, -7]), passages([-5, -9, -9]))
-    assert (test.p_value, test.statistic, test.earlier) == (1.0, 0.0, "neither")
-
-
 def test_only_an_established_crossing_is_an_event(make_curve):
     holder = [make_curve(3 - 0.8 * X, seed=0)]
     last = 3.2 - 0.8 * X
@@ -199,4 +119,4 @@ def test_impossible_amounts_are_refused(at):
     with pytest.raises(RunError, match="seed 4: was followed up to"):
         kaplan_meier([Passage(4, at, True)])
     with pytest.raises(RunError, match="no seed was followed"):
-        logrank([], [Passage(0, 1.0, True)])
+        kaplan_meier([])

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from crossover.evidence.page.handover import norms_around
+from crossover.evidence.record import RunRecord, read_run
 from crossover.evidence.regret import Regret, regrets
-from crossover.evidence.run import RunRecord, read_run
-from crossover.evidence.view import norms_around
+from crossover.evidence.view import gradient_norms
 from evidence.synthetic import AUTOREGRESSIVE, MASKED
 
 Make = Callable[..., Path]
@@ -186,8 +187,10 @@ def test_gradient_norms_are_means_of_the_steps_around_a_decision(tmp_path: Path,
     norm = {step: 99.0 if not 14 <= step <= 45 else 1.0 if step < 30 else 5.0 for step in range(1, 60)}
     lines = [{"step": step, "grad_norm": None if step == 20 else norm[step]} for step in norm]
     (run.path / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    assert norms_around(replace(run, decisions=(start, moved))) == {30: (1.0, 5.0)}
+    still, moving = replace(run, decisions=(start,)), replace(run, decisions=(start, moved))
+    assert norms_around(moving, gradient_norms(moving)) == {30: (1.0, 5.0)}
+    assert 20 not in gradient_norms(moving) and norms_around(still, gradient_norms(moving)) == {}
     (run.path / "steps.jsonl").write_text("broken\n{}\n", "utf-8")
-    assert norms_around(replace(run, decisions=(start,))) == {}, "a run without a change has its steps left alone"
+    assert gradient_norms(still) == {}, "a run without a change has its steps left alone"
     (run.path / "steps.jsonl").unlink()
-    assert norms_around(replace(run, decisions=(start, moved))) == {30: (None, None)}
+    assert norms_around(moving, gradient_norms(moving)) == {30: (None, None)}

@@ -129,7 +129,14 @@ def test_a_decision_too_few_or_too_many_is_a_difference(run, change):
 
 def test_the_rescue_of_a_run_is_no_decision_of_its_controller(run):
     reason = "8 steps in a row had no finite loss: weights and optimizer go back to step 3, the clock goes on"
-    rescue = {"step": 15, "mix": {"masked": 1.0}, "before": {"masked": 1.0}, "reason": reason, "details": {}}
+    rescue = {
+        "step": 15,
+        "epochs": 1.5,
+        "mix": {"masked": 1.0},
+        "before": {"masked": 1.0},
+        "reason": reason,
+        "details": {},
+    }
     edit(run / "decisions.jsonl", lambda rows: rows.insert(2, rescue))
     assert replay(run).difference == {}
 

@@ -130,6 +130,16 @@ def test_a_study_that_has_not_begun_has_a_report(tmp_path: Path, make_study: Mak
     assert "No verdict yet: 0 of 3" in page and "Nothing has been measured yet" in page
 
 
+def test_arms_that_cannot_be_compared_are_said_to_be_so(tmp_path: Path, make_study: Make) -> None:
+    folder = make_study(tmp_path / "study", arms())
+    card = next(iter(sorted((folder / "masked" / "seed-1" / "scores").glob("test-*.json"))))
+    found = json.loads(card.read_text())
+    found["document_bytes"] = [*reversed(found["document_bytes"][:-1]), found["document_bytes"][-1] + 1]
+    card.write_text(json.dumps(found))
+    page = write_report(folder).read_text()
+    assert "No verdict: " in page and "other documents" in page and "No verdict yet" not in page
+
+
 def test_a_single_run_has_a_report(tmp_path: Path, make_run: Make) -> None:
     page = write_report(make_run(tmp_path / "run")).read_text()
     assert "no other arm to compare it with" in page and "only one run" in page

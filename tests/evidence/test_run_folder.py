@@ -14,8 +14,9 @@ import pytest
 from crossover.errors import RunError
 from crossover.evidence import files
 from crossover.evidence.files import room_on_disk
-from crossover.evidence.lock import is_locked
-from crossover.evidence.run import RunFolder, read_run
+from crossover.evidence.record import read_run, read_status
+from crossover.evidence.run import RunFolder
+from crossover.folders import is_locked
 
 RECIPE = {"name": "a", "seed": 0, "training": {"batch_tokens": 64}}
 
@@ -199,3 +200,30 @@ def test_the_room_never_imports_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_killed_process_was_writing_goes_away_and_what_others_write_stays(tmp_path: Path) -> None:
+    torn = [".status.json.4000001.tmp", ".steps.jsonl.17.tmp", "scores/.dev-ar.json.3.tmp", "sinks/.wandb.json.9.tmp"]
+    others = [".report.json.17.tmp", ".note.tmp", "status.json.tmp", "scores/mine.json"]
+    for folder in ("scores", "sinks"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
+    RunFolder(tmp_path / "run2").create(RECIPE).finish("failed", "for its recipe")
+    (tmp_path / "run2" / "recipe.yaml").rename(tmp_path / "run" / "recipe.yaml")
+    for name in (*torn, *others):
+        (tmp_path / "run" / name).write_text("{")
+    RunFolder(tmp_path / "run").create(RECIPE).finish("finished")
+    assert not any((tmp_path / "run" / name).exists() for name in torn)
+    assert all((tmp_path / "run" / name).exists() for name in others)
+
+
+def test_a_run_that_ends_between_two_looks_is_not_called_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run").create(RECIPE)
+
+    def ends_now(path: Path) -> bool:
+        folder.finish("finished")
+        return False
+
+    monkeypatch.setattr("crossover.evidence.record.is_locked", ends_now)
+    assert read_status(tmp_path / "run")["state"] == "finished"

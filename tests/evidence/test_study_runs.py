@@ -14,79 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-import tiny_runs
 from crossover.errors import RunError
 from crossover.evidence import study as study_module
 from crossover.evidence import workers
-from crossover.evidence.run import is_locked, read_run
+from crossover.evidence.record import read_run
 from crossover.evidence.study import run_study
-
-# Slower than nothing, so that a test can stop it; "starts.txt" counts how often each run was started.
-TRAIN = """
-import os, sys, time, yaml
-sys.path.insert(0, {here!r})
-import synthetic
-from pathlib import Path
-from crossover.evidence.run import RunFolder
-recipe, folder = yaml.safe_load(open(sys.argv[1])), Path(sys.argv[3])
-with open({notes!r}, "a") as notes:
-    notes.write(f"{{recipe['name']}} {{os.environ['OMP_NUM_THREADS']}}\\n")
-masked = "masked" in recipe["controller"]["mix"]
-if masked and os.path.exists({fail!r}):
-    sys.exit("planted failure: out of luck")
-with RunFolder(folder).create(recipe) as run:
-    run.progress({{"step": 1, "loss_nats": 3.0, "budget_fraction": 0.5}})
-    while os.path.exists({hang!r}):
-        time.sleep(0.02)
-dropout = recipe["model"]["residual_dropout"]
-better = 0.5 if masked else 0.0
-import shutil; shutil.rmtree(folder)
-original = synthetic.recipe_of
-synthetic.recipe_of = lambda name, seed, controller: recipe
-synthetic.write_run(folder, seed=recipe["seed"], modes={{"ar": lambda f: 3 - f - better + abs(dropout - 0.2)}})
-"""
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, and with what was prepared of it by the first test that needed it."""
-    folder = tmp_path_factory.mktemp("prepared")
-    tiny_runs.write_text(folder / "text.jsonl")
-    return folder
-
-
-@pytest.fixture
-def setting(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    paths = {name: str(tmp_path / name) for name in ("notes", "fail", "hang")}
-    script = tmp_path / "train.py"
-    script.write_text(TRAIN.format(here=str(Path(__file__).parent), **paths))
-    (tmp_path / "notes").touch()
-    monkeypatch.setattr(
-        study_module,
-        "train_command",
-        lambda recipe, folder, *options, trust: (sys.executable, str(script), str(recipe), "--run-dir", str(folder)),
-    )
-    note = f"open({paths['notes']!r}, 'a').write('prepare -\\n')"
-    monkeypatch.setattr(study_module, "prepare_command", lambda recipe, trust: (sys.executable, "-c", note))
-    monkeypatch.setenv("CROSSOVER_CACHE", str(prepared))
-    base = tiny_runs.tree(prepared / "text.jsonl", scoring__every_tokens=None)
-    base["training"]["threads"] = None
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump({key: base[key] for key in base if key != "controller"}))
-    (tmp_path / "s.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "name": "s",
-                "recipe": "base.yaml",
-                "arms": {
-                    "ar": {"controller": "constant(autoregressive)"},
-                    "masked": {"controller": "constant(masked)"},
-                },
-                "seeds": [0, 1],
-                "budget": {"flops": 1e9},
-            }
-        )
-    )
-    return tmp_path
+from crossover.folders import is_locked
 
 
 def started(setting: Path) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from crossover.errors import RunError
 from crossover.evidence.compare import compare, is_autoregressive, verdict
-from crossover.evidence.run import RunRecord, read_run
+from crossover.evidence.record import RunRecord, read_run
 from evidence.synthetic import MASKED, card_of
 
 Make = Callable[..., Path]

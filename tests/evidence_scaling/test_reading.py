@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from crossover.errors import RunError
-from crossover.evidence.run import read_run
+from crossover.evidence.record import read_run
 from crossover.evidence.scaling.laws import Point
 from crossover.evidence.scaling.reading import read_points
 from crossover.evidence.scaling.table import read_point_table

@@ -156,9 +156,12 @@ def foreign(folder) -> None:
     (folder / "config.json").write_text(json.dumps(tree))
 
 
-def other_size(folder) -> None:
-    tree = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**tree, "intermediate_size": 40}))
+def other_size(size: int):
+    def change(folder) -> None:
+        tree = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**tree, "intermediate_size": size}))
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,8 @@ def other_size(folder) -> None:
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json"),
         (cut_weights, "cannot be opened"),
         (foreign, "no 'crossover' section"),
-        (other_size, r"no 'model.layers.0.mlp.gate_proj.weight' of shape \(40, 16\)"),
+        (other_size(20), r"no 'model.layers.0.mlp.gate_proj.weight' of shape \(20, 16\)"),
+        (other_size(40), r"holds 9,040 weights where config.json says 10,576"),
     ],
 )
 def test_a_damaged_folder_is_named(tmp_path, damage, message) -> None:

@@ -1,4 +1,4 @@
-"""Closed forms of parameters, memory and FLOPs against the model itself."""
+"""Closed forms of parameters and FLOPs against the model itself."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ FAMILIES = ["llama", "qwen3", "qwen3_moe"]
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_parameters_and_bytes_are_those_of_the_model(family, tied, kv_heads) -> None:
+def test_parameters_are_those_of_the_model(family, tied, kv_heads) -> None:
     words = tiny.vocabulary(30)
     shape = tiny.shape(family, words.size, kv_heads=kv_heads, tied=tied)
     model = build(shape, words, context=8, seed=0)
@@ -34,14 +34,6 @@ def test_parameters_and_bytes_are_those_of_the_model(family, tied, kv_heads) -> 
     assert shapes.parameters(shape) == count
     head = 0 if tied else model.inner.get_output_embeddings().weight.numel()
     assert shapes.body_parameters(shape) == count - model.inner.get_input_embeddings().weight.numel() - head
-
-    optimizer = torch.optim.AdamW(model.parameters())
-    sum(parameter.sum() for parameter in model.parameters()).backward()
-    optimizer.step()
-    held = [*model.parameters(), *(parameter.grad for parameter in model.parameters())]
-    held += [value for state in optimizer.state.values() for value in state.values() if value.dim() > 0]
-    assert shapes.memory_bytes(shape) == sum(item.numel() * item.element_size() for item in held)
-    assert shapes.memory_bytes(shape, ema=True) - shapes.memory_bytes(shape) == 4 * count
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -137,7 +129,6 @@ def test_every_preset_has_the_parameters_of_its_model(name, family) -> None:
         assert shapes.active_parameters(shape) == met
         layer = [w.numel() for key, w in weights.items() if ".layers.0." in key and w.dim() >= 2]
         assert shapes.layer_matrix_parameters(shape) == sum(layer)
-        assert shapes.memory_bytes(shape) == 16 * count
 
 
 def test_a_shape_that_cannot_be_is_refused() -> None:

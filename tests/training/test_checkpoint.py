@@ -5,16 +5,38 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import tiny_runs
+from crossover import folders
 from crossover.errors import CheckpointError, RunError
+from crossover.folders import step_folder
+from crossover.model.sharding import ALONE
 from crossover.training import checkpoint
+from crossover.training.saving import Saver
 from crossover.training.state import State
+
+
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def save(folder: Path, step: int, tensors: Any, tree: Any, *, keep: int) -> Path:
+    """Write a run's checkpoint as its loop does."""
+    place = step_folder(folder, step)
+    Saver(ALONE).save(place, tensors, tree, lambda: checkpoint.forget(folder, keep))
+    return place
 
 
 def groups(seed: int = 0) -> dict[str, dict[str, Tensor]]:
@@ -29,7 +51,7 @@ def visible_and_hidden(folder: Path) -> list[str]:
 
 def test_what_is_read_is_what_was_written(tmp_path):
     written = groups()
-    path = checkpoint.save(tmp_path, 12, written, {"note": "é", "number": 0.1}, keep=2)
+    path = save(tmp_path, 12, written, {"note": "é", "number": 0.1}, keep=2)
     tensors, tree = checkpoint.load(path, ["model", "optimizer"])
     assert tree == {"note": "é", "number": 0.1} == checkpoint.load_state(path)
     for name, group in written.items():
@@ -40,7 +62,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
 
 def test_the_newest_are_kept(tmp_path):
     for step in (1, 20, 300, 4000):
-        checkpoint.save(tmp_path, step, groups(), {"step": step}, keep=2)
+        save(tmp_path, step, groups(), {"step": step}, keep=2)
     assert [path.name for path in checkpoint.existing(tmp_path)] == ["step-000000300", "step-000004000"]
 
 
@@ -55,10 +77,10 @@ def test_a_folder_of_the_same_name_is_replaced_whole(tmp_path):
     assert not (tmp_path / "best" / "optimizer.safetensors").exists()
 
 
-@pytest.mark.parametrize("stage", ["save_file", "_sha256", "_synchronise"])
+@pytest.mark.parametrize("stage", ["checkpoint.save_file", "folders.sha256_of", "folders.synchronise"])
 @pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_write_that_fails_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch, stage, problem):
-    checkpoint.save(tmp_path, 1, groups(), {"step": 1}, keep=1)
+    save(tmp_path, 1, groups(), {"step": 1}, keep=1)
     calls = []
 
     def fail(*arguments: object, **options: object) -> None:
@@ -66,10 +88,11 @@ def test_a_write_that_fails_leaves_the_old_one_and_nothing_else(tmp_path, monkey
         raise problem
 
     with monkeypatch.context() as broken:
-        broken.setattr(checkpoint, stage, fail)
+        module, name = stage.split(".")
+        broken.setattr({"checkpoint": checkpoint, "folders": folders}[module], name, fail)
         expected = KeyboardInterrupt if isinstance(problem, KeyboardInterrupt) else RunError
         with pytest.raises(expected) as raised:
-            checkpoint.save(tmp_path, 2, groups(1), {"step": 2}, keep=1)
+            save(tmp_path, 2, groups(1), {"step": 2}, keep=1)
     assert calls
     if expected is RunError:
         assert "step-000000002" in str(raised.value) and "No space left" in str(raised.value)
@@ -77,7 +100,7 @@ def test_a_write_that_fails_leaves_the_old_one_and_nothing_else(tmp_path, monkey
     assert visible_and_hidden(tmp_path) == ["step-000000001"]
     assert checkpoint.load(tmp_path / "step-000000001", ["model"])[1] == {"step": 1}
     # Once there is space again, the same write succeeds.
-    checkpoint.save(tmp_path, 2, groups(1), {"step": 2}, keep=1)
+    save(tmp_path, 2, groups(1), {"step": 2}, keep=1)
     assert visible_and_hidden(tmp_path) == ["step-000000002"]
 
 
@@ -98,13 +121,13 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
     assert visible_and_hidden(tmp_path) == ["best"]
 
 
-def test_what_a_killed_writer_left_is_not_a_checkpoint_and_goes_away(tmp_path):
-    old = checkpoint.save(tmp_path, 1, groups(), {"step": 1}, keep=1)
-    shutil.copytree(old, tmp_path / ".step-000000002.4711.tmp")
-    (tmp_path / ".step-000000002.4711.tmp" / "checksums.json").unlink()
-    shutil.copytree(old, tmp_path / ".step-000000000.4711.old")
+def test_what_a_killed_writer_left_is_not_a_checkpoint_and_goes_away(tmp_path, gone):
+    old = save(tmp_path, 1, groups(), {"step": 1}, keep=1)
+    shutil.copytree(old, tmp_path / f".step-000000002.{gone}.tmp")
+    (tmp_path / f".step-000000002.{gone}.tmp" / "checksums.json").unlink()
+    shutil.copytree(old, tmp_path / f".step-000000000.{gone}.old")
     assert checkpoint.existing(tmp_path) == [old]
-    checkpoint.save(tmp_path, 3, groups(), {"step": 3}, keep=2)
+    save(tmp_path, 3, groups(), {"step": 3}, keep=2)
     assert visible_and_hidden(tmp_path) == ["step-000000001", "step-000000003"]
 
 
@@ -114,8 +137,8 @@ NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "empty"])
 def test_damage_is_found_and_named(tmp_path, name, damage):
-    checkpoint.save(tmp_path, 1, groups(), {"step": 1}, keep=9)
-    path = checkpoint.save(tmp_path, 2, groups(), {"step": 2}, keep=9)
+    save(tmp_path, 1, groups(), {"step": 1}, keep=9)
+    path = save(tmp_path, 2, groups(), {"step": 2}, keep=9)
     content = bytearray((path / name).read_bytes())
     if damage == "missing":
         (path / name).unlink()
@@ -133,7 +156,7 @@ def test_damage_is_found_and_named(tmp_path, name, damage):
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "null", '{"state.json": 3}'])
 def test_a_damaged_list_of_checksums_is_an_error_too(tmp_path, content):
-    path = checkpoint.save(tmp_path, 1, groups(), {"step": 1}, keep=1)
+    path = save(tmp_path, 1, groups(), {"step": 1}, keep=1)
     (path / "checksums.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"step-000000001.*start the run anew"):
         checkpoint.load(path, ["model"])
@@ -174,21 +197,21 @@ def test_on_a_disk_that_is_really_full_the_old_checkpoint_stays_whole(tmp_path):
         return {"model": {"weight": torch.arange(floats, dtype=torch.float32)}}
 
     with tiny_runs.mounted(small_disk, "size=1m"):
-        checkpoint.save(small_disk, 1, of_size(60_000), {"step": 1}, keep=1)
+        save(small_disk, 1, of_size(60_000), {"step": 1}, keep=1)
         with pytest.raises(RunError, match=r"step-000000002: cannot be written.*free some space"):
-            checkpoint.save(small_disk, 2, of_size(400_000), {"step": 2}, keep=1)
+            save(small_disk, 2, of_size(400_000), {"step": 2}, keep=1)
         assert visible_and_hidden(small_disk) == ["step-000000001"]
         tensors, tree = checkpoint.load(small_disk / "step-000000001", ["model"])
         assert tree == {"step": 1} and torch.equal(tensors["model"]["weight"], of_size(60_000)["model"]["weight"])
-        checkpoint.save(small_disk, 2, of_size(100_000), {"step": 2}, keep=1)
+        save(small_disk, 2, of_size(100_000), {"step": 2}, keep=1)
         assert visible_and_hidden(small_disk) == ["step-000000002"]
 
 
-def test_a_folder_that_stepped_aside_comes_back_if_the_new_one_never_came(tmp_path):
+def test_a_folder_that_stepped_aside_comes_back_if_the_new_one_never_came(tmp_path, gone):
     checkpoint.write_folder(tmp_path / "ar", {}, {"step": 1})
     # A kill between the two renames of a replacement.
-    (tmp_path / "ar").rename(tmp_path / ".ar.123.old")
-    (tmp_path / ".nelbo.123.old").mkdir()
+    (tmp_path / "ar").rename(tmp_path / f".ar.{gone}.old")
+    (tmp_path / f".nelbo.{gone}.old").mkdir()
     checkpoint.write_folder(tmp_path / "nelbo", {}, {"step": 2})
     checkpoint.write_folder(tmp_path / "nelbo", {}, {"step": 3})
     assert checkpoint.load_state(tmp_path / "ar") == {"step": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from crossover.errors import RunError
 from crossover.training import checkpoint
 from crossover.training import train as loop
+from crossover.training.saving import Saver
 from crossover.training.step import Stepper
 from tiny_runs import Notes, read
 
@@ -246,13 +248,13 @@ def test_a_run_that_stays_bad_ends_with_advice(monkeypatch, trained, tmp_path):
 
 def test_checkpoints_come_as_often_as_asked_and_only_the_newest_stay(monkeypatch, trained, tmp_path):
     steps: list[int] = []
-    save = checkpoint.save
+    save = Saver.save
 
-    def watch(folder: Any, step: int, *arguments: Any) -> Any:
-        steps.append(step)
-        return save(folder, step, *arguments)
+    def watch(saver: Saver, final: Path, *arguments: Any) -> None:
+        steps.append(int(final.name.removeprefix("step-")))
+        save(saver, final, *arguments)
 
-    monkeypatch.setattr(checkpoint, "save", watch)
+    monkeypatch.setattr(Saver, "save", watch)
     trained(training__checkpoint_every_tokens=5000, training__keep_checkpoints=3)
     assert steps == [1, 10, 20, 30, 40]
     kept = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]

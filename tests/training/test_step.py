@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from crossover.training.machine import compiler
-
 MIXED = ("autoregressive", "masked", "masked", "autoregressive")
 MIX = {"name": "constant", "mix": {"autoregressive": 0.5, "masked": 0.5}}
 
@@ -143,15 +141,3 @@ def test_dropout_depends_on_the_step_and_on_nothing_else(workshop):
     torch.manual_seed(99)
     again = gradients(shop, kinds)
     assert distance(first, again) == 0.0
-
-
-@pytest.mark.slow
-# What torch's own compiler is deprecated to use is no concern of ours.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_step_gives_the_same_losses(workshop):
-    if compiler() is None:
-        pytest.skip("no C++ compiler here")
-    eager = losses(workshop(controller=MIX), 3, MIXED)
-    compiled_shop = workshop(controller=MIX, training__compile="on")
-    assert compiled_shop.choices.compile and compiled_shop.stepper.forward is not compiled_shop.model
-    assert losses(compiled_shop, 3, MIXED) == pytest.approx(eager, abs=1e-4)

@@ -10,7 +10,7 @@ import typer
 from crossover.cli.options import app, say
 
 
-@app.command("crossing")
+@app.command("crossing", short_help="Say where each arm passes a baseline.")
 def crossing_command(
     sources: Annotated[
         list[Path],

@@ -15,9 +15,12 @@ from crossover.errors import CrossoverError
 
 # What the machine may refuse, and what a person can do about it; every other OSError is a defect of the program.
 _SPACE, _ACCESS, _PLACE = "free some space", "make it writable or name another folder", "name another folder"
+_DISK, _LIMIT = "look after the disk or the network that it lies on", "raise the limit on the size of files (ulimit -f)"
 MACHINE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _ACCESS),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), _DISK),
+    errno.EFBIG: _LIMIT,
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP), _PLACE),
 }
 
@@ -37,7 +40,8 @@ def main() -> None:
     except CrossoverError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        goes_on = "; the same command goes on where it stopped" if arguments[:1] in (["train"], ["study"]) else ""
+        resumes = arguments[:1] in (["train"], ["study"], ["prepare"])
+        goes_on = "; the same command goes on where it stopped" if resumes else ""
         print(f"\nstopped{goes_on}", file=sys.stderr)
         raise SystemExit(130) from None
     except typer.Exit as error:
@@ -51,6 +55,8 @@ def main() -> None:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
         _fail(f"{where}{error.strerror}; {MACHINE[error.errno]}, then give the same command again")
+    except MemoryError:
+        _fail("this needs more memory than there is; `crossover plan` says what a recipe takes")
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
             _refuse_usage(error)
@@ -71,5 +77,7 @@ def _refuse_usage(error: Any) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    # What a stranger's file says may stand in it: nothing there steers a terminal.
+    plain = "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in message)
+    print(f"error: {plain}", file=sys.stderr)
     raise SystemExit(2)

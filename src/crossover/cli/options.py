@@ -15,7 +15,10 @@ from typer.core import TyperCommand, TyperGroup
 from crossover.errors import RunError
 
 # Commands as they are used one after the other; those of others come after these.
-ORDER = ("doctor", "prepare", "plan", "train", "study", "watch", "report", "eval", "sample", "crossing", "scaling")
+ORDER = (
+    "doctor", "prepare", "plan", "adopt", "train", "study", "watch", "report", "eval", "sample", "export", "crossing",
+    "scaling",
+)  # fmt: skip
 
 
 class InOrder(TyperGroup):

@@ -10,7 +10,7 @@ import typer
 from crossover.cli.options import Overrides, RecipePath, Trust, app, say
 
 
-@app.command("plan")
+@app.command("plan", short_help="Say what a recipe costs, where it fits, and what to expect.")
 def plan_command(
     recipe: RecipePath,
     overrides: Overrides = None,

@@ -62,7 +62,7 @@ Out = Annotated[
 ]
 
 
-@app.command("sample", cls=SettingsCommand)
+@app.command("sample", cls=SettingsCommand, short_help="Write text with a trained model, or fill in holes.")
 def sample_command(
     run: RunPath,
     prompt: Prompt = "",

@@ -32,7 +32,7 @@ Draws = Annotated[int, typer.Option(min=20, help="Bootstrap draws behind each in
 Out = Annotated[Path | None, typer.Option(help="Write the laws to this file, with their draws.", show_default=False)]
 
 
-@app.command("scaling")
+@app.command("scaling", short_help="Fit laws of loss by size, text and repeats.")
 def scaling_command(
     sources: Sources,
     points: Points = "ends",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from crossover.cli.asked import Asked, notify, run_text
 from crossover.cli.options import SettingsCommand, Trust, app, model_folder, say
 from crossover.errors import RecipeError, RunError
 
@@ -30,7 +30,7 @@ Procedures = Annotated[
         show_default=False,
     ),
 ]
-Windows = Annotated[int, typer.Option(help="Windows of text to score.", min=2)]
+Windows = Annotated[int | None, typer.Option(help="Windows of text to score. Default: 256.", min=2, show_default=False)]
 Draws = Annotated[
     int | None,
     typer.Option(help="Mask draws per window for a bound. Default: 32, 128 for tasks.", min=1, show_default=False),
@@ -71,12 +71,12 @@ Allow = Annotated[
 ]
 
 
-@app.command("eval", cls=SettingsCommand)
+@app.command("eval", cls=SettingsCommand, short_help="Score a model on text or tasks, or compare two.")
 def eval_command(
     runs: RunPaths,
     text: Text = None,
     procedure: Procedures = None,
-    windows: Windows = 256,
+    windows: Windows = None,
     draws: Draws = None,
     positions: Positions = None,
     tasks: Tasks = None,
@@ -98,21 +98,17 @@ def eval_command(
         stray = "--allow" if allow else f"'{runs[1]}'"
         raise RunError(f"{stray} means something with --compare only, which takes two runs")
     run, folder = runs[0], model_folder(runs[0])
-    of_tasks = {"evals": evals, "limit": limit, "fewshot": fewshot}
+    names = None if tasks is None else _names(tasks)
+    asked = Asked(text, names, procedure, windows, draws, positions, evals, limit, fewshot, seed)
     if checkpoints is not None:
         from crossover.cli.tracking import track
 
-        names, sizes = None if tasks is None else _names(tasks), (windows, draws, positions)
-        return track(run, folder, checkpoints, text, names, procedure, sizes, {**of_tasks, "seed": seed}, out, trust)
-    if tasks is not None:
+        return track(run, folder, checkpoints, asked, out, trust)
+    asked.refuse_stray()
+    if asked.tasks is not None:
         kept = out or (run / "scores" / "tasks" if (run / "recipe.yaml").exists() else None)
-        settings = {**of_tasks, "draws": draws or 128, "positions": positions or 64, "seed": seed}
-        _score_tasks(folder, tasks, procedure or ["best"], settings, kept)
-        return
-    stray = [name for name, value in {**of_tasks, "seed": seed or None}.items() if value is not None]
-    if stray:
-        raise RecipeError(f"{stray[0]} means something for tasks only; add tasks=hellaswag")
-    _score_text(run, folder, text or "test", procedure or ["all"], (windows, draws or 32, positions or 16), out, trust)
+        return _score_tasks(folder, asked.tasks, asked, kept)
+    return _score_text(run, folder, asked, out, trust)
 
 
 def _compare(runs: Sequence[Path], tasks: str | None, allow: Sequence[str]) -> None:
@@ -140,48 +136,29 @@ def _names(tasks: str) -> list[str]:
     return names
 
 
-def _score_text(
-    run: Path,
-    folder: Path,
-    text: str,
-    procedures: Sequence[str],
-    sizes: tuple[int, int, int],
-    out: Path | None,
-    trust: bool,
-) -> None:
-    from crossover.evidence.run import read_run
-    from crossover.registry import trust_imports
-
+def _score_text(run: Path, folder: Path, asked: Asked, out: Path | None, trust: bool) -> None:
+    text = asked.text or "test"
     source: Any = text
     data_hash = None
     if text in ("dev", "test"):
         source = None
         if (run / "recipe.yaml").exists():
-            record = read_run(run)
-            source, data_hash = record.recipe, record.manifest.get("data_hash")
-            trust_imports(source.get("imports") or (), trust=trust, origin=str(run / "recipe.yaml"))
+            source, data_hash = run_text(run, trust)
     from crossover.scoring.command import score_folder
 
-    windows, draws, positions = sizes
-    numbers = {"windows": windows, "draws": draws, "positions": positions}
-    for scored in score_folder(folder, source, split=text, procedures=procedures, data_hash=data_hash, **numbers):
+    procedures = asked.text_procedures
+    for scored in score_folder(folder, source, split=text, procedures=procedures, data_hash=data_hash, **asked.of_text):
         say(scored.line())
         _keep(out, scored.name, scored.row())
 
 
-def _score_tasks(
-    folder: Path, tasks: str, procedures: Sequence[str], settings: Mapping[str, Any], out: Path | None
-) -> None:
+def _score_tasks(folder: Path, tasks: Sequence[str], asked: Asked, out: Path | None) -> None:
     from crossover.scoring.tasks.evaluate import evaluate
 
-    def notify(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
-
-    names = _names(tasks)
     # The scores of a few items must not take the place of those of all.
-    part = "" if settings["limit"] is None else f"-limit-{settings['limit']}"
-    for procedure in procedures:
-        for found in evaluate(folder, names, procedure, notify=notify, **settings):
+    part = "" if asked.limit is None else f"-limit-{asked.limit}"
+    for procedure in asked.task_procedures:
+        for found in evaluate(folder, tasks, procedure, notify=notify, **asked.of_tasks):
             for line in found.lines():
                 say(line)
             _keep(out, f"{found.task}-{found.procedure}{part}", found.record(), indent=None)

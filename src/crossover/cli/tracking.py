@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crossover.cli.asked import Asked, notify, run_text
 from crossover.cli.options import say
 from crossover.errors import RecipeError, RunError
 
@@ -14,47 +14,28 @@ from crossover.errors import RecipeError, RunError
 _PLACES = ("evals",)
 
 
-def track(
-    run: Path,
-    model: Path,
-    wanted: str,
-    text: str | None,
-    tasks: Sequence[str] | None,
-    procedures: Sequence[str] | None,
-    sizes: tuple[int, int | None, int | None],
-    of_tasks: Mapping[str, Any],
-    out: Path | None,
-    trust: bool,
-) -> None:
+def track(run: Path, model: Path, wanted: str, asked: Asked, out: Path | None, trust: bool) -> None:
     """Score checkpoints on held-out text, at tasks, or at both.
 
     Args:
         run: The run folder.
         model: The model folder that it left.
         wanted: "all", or steps.
-        text: "dev" or "test"; None means dev, and no text where there are tasks.
-        tasks: Names of tasks, or None.
-        procedures: Names of procedures; None means all for text, best for tasks.
-        sizes: Windows; draws and positions where they are given.
-        of_tasks: What tasks take besides.
+        asked: Settings of the scores; where no text is named it is "dev", and none where there are tasks.
         out: Must be None: the scores have their place in the run folder.
         trust: Whether the recipe's `imports` may run.
 
     Raises:
         RunError: There is no such checkpoint, or the text is not the run's.
+        RecipeError: A setting has no effect.
     """
     if out is not None:
         raise RunError(f"out has no effect with checkpoints; their scores are kept in {run}/scores/tracking")
-    stray = [name for name, value in of_tasks.items() if value is not None and (name, value) != ("seed", 0)]
-    if stray and tasks is None:
-        raise RecipeError(f"{stray[0]} means something for tasks only; add tasks=hellaswag")
-    windows, draws, positions = sizes
-    if text is not None or tasks is None:
-        of_text = {"windows": windows, "draws": draws or 32, "positions": positions or 16}
-        track_text(run, model, wanted, text or "dev", procedures or ["all"], of_text, trust)
-    if tasks is not None:
-        settings = {**of_tasks, "draws": draws or 128, "positions": positions or 64}
-        track_tasks(run, model, wanted, tasks, procedures or ["best"], settings)
+    asked.refuse_stray()
+    if asked.text is not None or asked.tasks is None:
+        track_text(run, model, wanted, asked.text or "dev", asked.text_procedures, asked.of_text, trust)
+    if asked.tasks is not None:
+        track_tasks(run, model, wanted, asked.tasks, asked.task_procedures, asked.of_tasks)
 
 
 def track_text(
@@ -81,16 +62,12 @@ def track_text(
         RunError: There is no such checkpoint, or the split is none of the run's.
         DataError: The text at `data.source` is no longer what the run was trained on.
     """
-    from crossover.evidence.run import read_run
-    from crossover.registry import trust_imports
     from crossover.scoring.command import score_folder
 
     if split not in ("dev", "test"):
         raise RunError(f"text={split}: checkpoints are scored on the run's own text; text=dev or text=test")
     _of_run(run)
-    record = read_run(run)
-    recipe, data_hash = record.recipe, record.manifest.get("data_hash")
-    trust_imports(recipe.get("imports") or (), trust=trust, origin=str(run / "recipe.yaml"))
+    recipe, data_hash = run_text(run, trust)
 
     def score(folder: Path, procedure: str) -> tuple[Mapping[str, Any], Mapping[str, Any], Sequence[str]]:
         (found,) = score_folder(folder, recipe, split=split, procedures=[procedure], data_hash=data_hash, **sizes)
@@ -124,7 +101,7 @@ def track_tasks(
 
     def scorer(task: str) -> Callable[[Path, str], Any]:
         def score(folder: Path, procedure: str) -> tuple[Mapping[str, Any], Mapping[str, Any], Sequence[str]]:
-            (found,) = evaluate(folder, [task], procedure, notify=_notify, **settings)
+            (found,) = evaluate(folder, [task], procedure, notify=notify, **settings)
             measures = {name: (item.value, item.standard_error) for name, item in found.measures.items()}
             return found.record(), measures, found.lines()[:1]
 
@@ -171,7 +148,7 @@ def _track(
 
 
 def _of_run(run: Path) -> tuple[Callable[[str], Iterator[tuple[Any, dict[str, float]]]], str]:
-    from crossover.evidence.run import read_run
+    from crossover.evidence.record import read_run
     from crossover.scoring.checkpoints import kept_checkpoints
 
     if not (run / "recipe.yaml").exists():
@@ -194,7 +171,3 @@ def _steps(wanted: str) -> list[int] | None:
     if not parts or not all(part.isdecimal() for part in parts):
         raise RecipeError(f"checkpoints={wanted}: expected `all` or steps such as 100,200")
     return [int(part) for part in parts]
-
-
-def _notify(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ import typer
 from crossover.cli.options import app, say
 
 
-@app.command("watch")
+@app.command("watch", short_help="Show the report of a run or study in a browser, live.")
 def watch_command(
     run: Annotated[Path, typer.Argument(help="A run or study folder, under way or finished.", show_default=False)],
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 8765,

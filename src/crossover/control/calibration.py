@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,6 +14,7 @@ import pydantic
 from pydantic import ConfigDict, TypeAdapter
 
 from crossover.errors import RecipeError, nearest
+from crossover.parsing import parse_json
 from crossover.registry import explain
 
 SHIPPED = "calibration.json"
@@ -87,7 +87,7 @@ def load_calibration(path: str | None = None) -> Calibration:
     origin = path or SHIPPED
     try:
         file = resources.files("crossover.control").joinpath(SHIPPED) if path is None else Path(path)
-        tree = json.loads(file.read_text("utf-8"))
+        tree = parse_json(file.read_bytes())
     except OSError as error:
         raise RecipeError(
             f"{origin}: cannot be read ({error.strerror or error}); expected what `crossover calibrate` writes"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from crossover.data.files import Document, list_files, read_documents
+from crossover.data.files import Document, file_at, list_files, read_documents
+from crossover.data.opening import facts_of
 from crossover.data.sources import (
     interpreter,
     library_folder,
@@ -19,7 +20,7 @@ from crossover.data.sources import (
 from crossover.errors import DataError
 from crossover.registry import register
 
-__all__ = ["Corpus", "Document", "Files", "Installed", "StandardLibrary"]
+__all__ = ["Corpus", "Document", "Files", "Installed", "StandardLibrary", "at_revision", "newest_of", "parts_of"]
 
 
 class Corpus(Protocol):
@@ -43,6 +44,32 @@ class Corpus(Protocol):
     def signature(self) -> dict[str, Any]:
         """Identify the text cheaply (sizes, times, versions), without reading it."""
         ...
+
+
+def parts_of(corpus: Corpus, document_bytes: int) -> Iterator[Iterator[Document]]:
+    """Give a corpus's documents in parts that can be left out unread, such as files.
+
+    Args:
+        corpus: A corpus. Where it has a method `parts`, that gives them; where it has none, it is one part.
+        document_bytes: Plain-text files longer than this are cut.
+
+    Yields:
+        Parts; their documents one after another are those of `documents`. A part that is not iterated is not read.
+    """
+    parts = getattr(corpus, "parts", None)
+    yield from parts(document_bytes) if parts is not None else (corpus.documents(document_bytes),)
+
+
+def newest_of(corpus: Corpus) -> str | None:
+    """Ask for the revision that a corpus has now, if it lies where others may change it (a method `newest`)."""
+    newest = getattr(corpus, "newest", None)
+    return newest() if newest is not None else None
+
+
+def at_revision(corpus: Corpus, revision: str | None) -> Corpus:
+    """Give a corpus as it was at a revision that `newest_of` gave (a method `pinned`)."""
+    pinned = getattr(corpus, "pinned", None)
+    return pinned(revision) if pinned is not None else corpus
 
 
 def _modules(folder: Path, prefix: str) -> Iterator[Document]:
@@ -120,12 +147,18 @@ class Files:
             DataError: The path is missing or empty, or a file in it is damaged or holds no text.
         """
         empty = True
-        for name, path in list_files(self._root()):
-            for document in read_documents(path, name, document_bytes):
+        for part in self.parts(document_bytes):
+            for document in part:
                 empty = False
                 yield document
         if empty:
             raise DataError(f"{self.path}: holds no text; every document in it is blank")
+
+    def parts(self, document_bytes: int) -> Iterator[Iterator[Document]]:
+        """Give the documents file by file."""
+        root = self._root()
+        for name in list_files(root):
+            yield read_documents(file_at(root, name), name, document_bytes)
 
     def describe(self) -> str:
         """Name the path as it was given."""
@@ -138,12 +171,13 @@ class Files:
             DataError: There is nothing at the path, or nothing of a known format.
         """
         listing = hashlib.sha256()
-        found = list_files(self._root())
+        root = self._root()
+        found = list_files(root)
         total = 0
-        for name, path in found:
-            facts = path.stat()
+        for name in found:
+            facts = facts_of(file_at(root, name))
             total += facts.st_size
-            listing.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+            listing.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         return {"corpus": "files", "files": len(found), "stored_bytes": total, "listing": listing.hexdigest()[:16]}
 
     def _root(self) -> Path:

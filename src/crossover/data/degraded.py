@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossover.data.corpus import at_revision, newest_of, parts_of
 from crossover.data.files import Document
 from crossover.registry import Component, register
 from crossover.streams import stream
@@ -52,6 +53,18 @@ class Degraded:
             DataError: The source's text is missing, empty or damaged.
         """
         yield from self.source.documents(document_bytes)
+
+    def parts(self, document_bytes: int) -> Iterator[Iterator[Document]]:
+        """Give the parts of the source."""
+        return parts_of(self.source, document_bytes)
+
+    def newest(self) -> str | None:
+        """Ask for the source's revision."""
+        return newest_of(self.source)
+
+    def pinned(self, revision: str | None) -> Degraded:
+        """Give the same text of the source at a revision."""
+        return replace(self, source=at_revision(self.source, revision))
 
     def describe(self) -> str:
         """Name the source and how much of it is shuffled."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import io
 import json
 import os
@@ -14,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossover.data.opening import CHUNK_BYTES, facts_of, lines_of, open_bytes, optional
 from crossover.errors import DataError
 
 PLAIN = (".txt", ".txt.gz", ".py", ".md", ".train")
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET = (".parquet",)
 SUFFIXES = PLAIN + JSON_LINES + PARQUET
-_CHUNK_BYTES = 1 << 20
 _PARQUET_ROWS = 256
 
 
@@ -37,14 +36,18 @@ class Document:
     text: str
 
 
-def list_files(path: Path) -> list[tuple[str, Path]]:
+class Unreachable(DataError):
+    """Text lies where it cannot be reached at present; what was read of it is kept."""
+
+
+def list_files(path: Path) -> list[str]:
     """List the text files at a path, in an order that does not depend on the file system.
 
     Args:
         path: A file, or a folder whose readable files (hidden ones left out) are taken, however deep.
 
     Returns:
-        Pairs of a name relative to `path` (with `/`) and the file.
+        Names relative to `path` (with `/`), see `file_at`.
 
     Raises:
         DataError: There is nothing at the path, or nothing of a known format.
@@ -53,19 +56,29 @@ def list_files(path: Path) -> list[tuple[str, Path]]:
     if path.is_file():
         if not path.name.lower().endswith(SUFFIXES):
             raise DataError(f"{path}: is of no known text format; expected one of: {known}")
-        return [(path.name, path)]
+        return [path.name]
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; data.source takes a corpus's name or a path to text")
+
+    def refuse(error: OSError) -> None:
+        # Left out in silence, it would be missing from the text and nobody would know.
+        raise DataError(f"{error.filename}: cannot be listed: {error.strerror}; make it readable, or take it away")
+
     found = []
-    for root, folders, names in os.walk(path):
+    for root, folders, names in os.walk(path, onerror=refuse):
         folders[:] = [folder for folder in folders if not folder.startswith(".")]
         for name in names:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                file = Path(root, name)
-                found.append((file.relative_to(path).as_posix(), file))
+                # A name takes a fifth of a path's memory, and there may be millions.
+                found.append(Path(root, name).relative_to(path).as_posix())
     if not found:
         raise DataError(f"{path}: holds no text files; expected files that end in one of: {known}")
     return sorted(found)
+
+
+def file_at(path: Path, name: str) -> Path:
+    """Find a file that `list_files` named."""
+    return path if path.is_file() else path / name
 
 
 def read_documents(path: Path, name: str, document_bytes: int) -> Iterator[Document]:
@@ -83,6 +96,7 @@ def read_documents(path: Path, name: str, document_bytes: int) -> Iterator[Docum
         DataError: The file cannot be read, is truncated, is not UTF-8, or has a record without text.
     """
     with _explained(path):
+        facts_of(path)
         if path.name.lower().endswith(PARQUET):
             found = _parquet(path, name)
         elif path.name.lower().endswith(JSON_LINES):
@@ -124,7 +138,7 @@ def pieces(stream: io.BufferedIOBase, document_bytes: int) -> Iterator[tuple[int
     held, offset, ended = b"", 0, False
     while held or not ended:
         while not ended and len(held) <= document_bytes + 4:
-            more = stream.read(max(_CHUNK_BYTES, document_bytes))
+            more = stream.read(max(CHUNK_BYTES, document_bytes))
             held, ended = held + more, not more
         size = cut(held, document_bytes) if len(held) > document_bytes else len(held)
         if size:
@@ -146,9 +160,15 @@ def _plain(path: Path, name: str, document_bytes: int) -> Iterator[Document]:
 
 def _json_lines(path: Path, name: str) -> Iterator[Document]:
     with open_bytes(path) as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(lines_of(stream, path), start=1):
             if line.strip():
                 yield Document(f"{name}:{number}", _text_of_line(line, f"{path}, line {number}"))
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """Choose how many rows are held at a time: about a megabyte of text."""
+    row_bytes = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    return max(1, min(_PARQUET_ROWS, CHUNK_BYTES * metadata.num_rows // max(1, row_bytes)))
 
 
 def _text_of_line(line: bytes, where: str) -> str:
@@ -177,73 +197,21 @@ def _checked_text(text: Any, where: str) -> str:
 
 
 def _parquet(path: Path, name: str) -> Iterator[Document]:
-    parquet = _optional("pyarrow.parquet", path)
-    arrow = _optional("pyarrow", path)
+    parquet = optional("pyarrow.parquet", path)
+    arrow = optional("pyarrow", path)
     try:
-        with parquet.ParquetFile(path) as file:
+        # Buffered, a column is read as it is needed; else all of it that a row group holds, however much that is.
+        with parquet.ParquetFile(path, buffer_size=CHUNK_BYTES, pre_buffer=False) as file:
             columns = file.schema_arrow.names
             if "text" not in columns:
                 raise DataError(f"{path}: expected a column 'text', found {', '.join(columns) or 'none'}")
             row = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=["text"]):
+            for batch in file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=["text"]):
                 for text in batch.column(0).to_pylist():
                     row += 1
                     yield Document(f"{name}:{row}", _checked_text(text, f"{path}, row {row}"))
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is not a parquet file that can be read: {error}") from None
-
-
-def open_bytes(path: Path) -> io.BufferedIOBase | gzip.GzipFile:
-    """Open a file for reading, uncompressed by its suffix (.gz, .zst)."""
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rb")
-    if path.name.lower().endswith(".zst"):
-        return io.BufferedReader(_ZstandardStream(path), _CHUNK_BYTES)
-    return open(path, "rb")
-
-
-class _ZstandardStream(io.RawIOBase):
-    """Zstandard frames, one after another; the library's own reader takes a truncated file for a whole one."""
-
-    def __init__(self, path: Path) -> None:
-        self._library = _optional("zstandard", path)
-        self._file = open(path, "rb")  # noqa: SIM115 (closed by close)
-        self._frame: Any = None
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        while not self._ready:
-            left = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
-            data = left or self._file.read(_CHUNK_BYTES)
-            if not data:
-                if self._frame is not None and not self._frame.eof:
-                    raise EOFError("the last frame is not complete")
-                return 0
-            if self._frame is None or self._frame.eof:
-                self._frame = self._library.ZstdDecompressor().decompressobj()
-            try:
-                self._ready = self._frame.decompress(data)
-            except self._library.ZstdError as error:
-                raise zlib.error(str(error)) from None
-        size = min(len(buffer), len(self._ready))
-        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
-        return size
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
-
-def _optional(module: str, path: Path) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = module.split(".")[0]
-        raise DataError(f"{path}: needs {package}; pip install crossover-lm[data]") from None
 
 
 @contextmanager

@@ -82,6 +82,20 @@ def bytes_problem(json_text: str) -> str | None:
     return None
 
 
+def spaceless(step: dict[str, Any]) -> dict[str, Any]:
+    """Give a step of a tokenizer.json without what puts a space before a text.
+
+    Args:
+        step: The step.
+
+    Returns:
+        The step, or one in its place.
+    """
+    if step.get("type") == "Prepend" and step.get("prepend") == _SPACE:
+        return {"type": "Replace"}
+    return {**step, "prepend_scheme": "never"} if step.get("prepend_scheme") in ("first", "always") else step
+
+
 def _adds_space(tree: dict[str, Any]) -> bool:
     steps = [part for step in ("normalizer", "pre_tokenizer") for part in _parts(tree.get(step))]
     return any(

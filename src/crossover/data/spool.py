@@ -1,139 +1,207 @@
-"""Documents on their way to the shards: read once, kept on disk, without exact duplicates, assigned to splits."""
+"""Documents on their way to the shards: read once and kept on disk, so that memory holds little of each."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from crossover.data import workplace
+from crossover.data.appended import Appended, Damaged
+from crossover.data.corpus import Corpus, at_revision, newest_of, parts_of
 from crossover.data.files import Document
+from crossover.data.workplace import Workplace
 from crossover.errors import DataError
 
-_BATCH_BYTES = 1 << 22
+# Shape suffix: D documents, as they were read.
+
+_BATCH_BYTES = 1 << 20
+# Hash of the text (in the order of its bytes), offset in the spool, bytes and sum of the name, bytes of the text.
+_RECORD = struct.Struct(">16sQIIQ")
+_COLUMNS = np.dtype([("high", ">u8"), ("low", ">u8"), ("rest", f"V{_RECORD.size - 16}")])
+_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a document's text lies in the spool.
+    """A document read back.
 
     Args:
         name: The document's name.
         digest: Hash of its text.
-        start: Offset in the spool, in bytes.
+        text: Its text.
         size: UTF-8 bytes of its text.
     """
 
     name: str
     digest: bytes
-    start: int
+    text: str
     size: int
-
-    @property
-    def place(self) -> float:
-        """The document's place in [0, 1), a function of its text alone."""
-        return int.from_bytes(self.digest[:8], "big") / 2**64
 
 
 class Spool:
-    """All distinct texts of a corpus in one temporary file; only their hashes and offsets are in memory.
+    """All texts of a corpus in one file, exact duplicates included, and 40 bytes on each in another.
 
     Args:
-        path: The temporary file; the caller removes it.
-        documents: The corpus; it is read to its end.
+        folder: Where the two files lie.
+        marks: What `mark` gave, to go on from there; None begins anew.
+
+    Raises:
+        Damaged: The files are not what the marks say.
     """
 
-    def __init__(self, path: Path, documents: Iterable[Document]) -> None:
-        self.entries: list[Entry] = []
-        self.duplicates = 0
-        self._file: IO[bytes] = open(path, "w+b")  # noqa: SIM115 (closed by close)
+    def __init__(self, folder: Path, marks: dict[str, Any] | None = None) -> None:
+        # Each text has its own hash, compared when it is read back: the spool needs no sum of its own.
+        self._texts = Appended(folder / "spool", marks["texts"] if marks else None, summed=False)
         try:
-            self._take(documents)
+            self._index = Appended(folder / "index", marks["index"] if marks else None)
         except BaseException:
-            # The caller gets no spool that it could close.
-            self._file.close()
+            self._texts.close()
             raise
 
-    def _take(self, documents: Iterable[Document]) -> None:
-        seen: set[bytes] = set()
-        end = 0
-        for document in documents:
-            content = document.text.encode()
-            digest = hashlib.blake2b(content, digest_size=16).digest()
-            if digest in seen:
-                self.duplicates += 1
-                continue
-            seen.add(digest)
-            self._file.write(content)
-            self.entries.append(Entry(document.name, digest, end, len(content)))
-            end += len(content)
+    def __len__(self) -> int:
+        return self._index.size // _RECORD.size
 
-    def text(self, entry: Entry) -> str:
-        """Read a document's text back."""
-        self._file.seek(entry.start)
-        return self._file.read(entry.size).decode()
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of the spool."""
+        return self._texts.size
 
-    def batches(self, entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-        """Group entries so that a group's text fits in memory easily, in the order given."""
+    def add(self, document: Document) -> None:
+        """Keep a document.
+
+        Raises:
+            DataError: Its text is none that UTF-8 can write.
+        """
+        name = document.name.encode("utf-8", "replace")
+        try:
+            text = document.text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{document.name}: its text has half a surrogate pair at character {error.start}") from None
+        digest = hashlib.blake2b(text, digest_size=16).digest()
+        self._index.append(_RECORD.pack(digest, self._texts.size, len(name), zlib.crc32(name), len(text)))
+        self._texts.append(name + text)
+
+    def mark(self) -> dict[str, Any]:
+        """Make what there is durable, and say what it is."""
+        return {"texts": self._texts.mark(), "index": self._index.mark()}
+
+    def digests(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Give the hashes of all texts as two halves [D] each; halves compare as the hash's bytes do."""
+        high_D, low_D = np.empty(len(self), np.uint64), np.empty(len(self), np.uint64)
+        for start in range(0, len(self), _ROWS):
+            rows = min(_ROWS, len(self) - start)
+            part = np.frombuffer(self._index.read(start * _RECORD.size, rows * _RECORD.size), _COLUMNS)
+            high_D[start : start + rows], low_D[start : start + rows] = part["high"], part["low"]
+        return high_D, low_D
+
+    def size(self, number: int) -> int:
+        """Say how many UTF-8 bytes a document's text has."""
+        return self._record(number)[-1]
+
+    def name(self, number: int) -> str:
+        """Give a document's name."""
+        return self.entry(number).name
+
+    def entry(self, number: int) -> Entry:
+        """Read a document back.
+
+        Args:
+            number: Its place in the order of reading, from 0.
+
+        Raises:
+            Damaged: The text is not what was read.
+        """
+        digest, start, name_bytes, name_sum, text_bytes = self._record(number)
+        content = self._texts.read(start, name_bytes + text_bytes)
+        name, text = content[:name_bytes], content[name_bytes:]
+        if hashlib.blake2b(text, digest_size=16).digest() != digest or zlib.crc32(name) != name_sum:
+            raise Damaged(f"document {number} of {self._texts.path} is not what was read")
+        return Entry(name.decode(), digest, text.decode(), text_bytes)
+
+    def _record(self, number: int) -> tuple[bytes, int, int, int, int]:
+        return _RECORD.unpack(self._index.read(number * _RECORD.size, _RECORD.size))
+
+    def batches(self, numbers: Iterable[int]) -> Iterator[list[Entry]]:
+        """Read documents back in groups that fit in memory easily, in the order given."""
         group: list[Entry] = []
         size = 0
-        for entry in entries:
-            if group and size + entry.size > _BATCH_BYTES:
+        for number in numbers:
+            if group and size + self.size(number) > _BATCH_BYTES:
                 yield group
                 group, size = [], 0
-            group.append(entry)
-            size += entry.size
+            group.append(self.entry(number))
+            size += group[-1].size
         if group:
             yield group
 
     def close(self) -> None:
-        """Let go of the temporary file."""
-        self._file.close()
+        """Let go of the files."""
+        self._texts.close()
+        self._index.close()
 
 
-def assign(entries: Sequence[Entry], *, dev_share: float, test_share: float) -> dict[str, list[Entry]]:
-    """Split documents by the hash of their text, so that adding documents moves none (while no split is empty).
+def each(numbers: NDArray[np.int64]) -> Iterator[int]:
+    """Give numbers one by one; as a list they would take five times their memory."""
+    for start in range(0, len(numbers), _ROWS):
+        yield from numbers[start : start + _ROWS].tolist()
+
+
+def read_corpus(place: Workplace, source: Corpus, document_bytes: int, say: Callable[[str], None]) -> Spool:
+    """Read a corpus to its end, or what is left of it after an interruption.
 
     Args:
-        entries: Distinct documents.
-        dev_share: Part of the documents for choosing.
-        test_share: Part of the documents for the result.
+        place: Where the spool lies, and what is known of how far it is.
+        source: The corpus.
+        document_bytes: Plain-text files longer than this are cut.
+        say: Called with a sentence where reading goes on.
 
     Returns:
-        Entries of "train", "dev" and "test", sorted by hash.
+        The spool; the caller closes it.
 
     Raises:
-        DataError: There are too few documents, or nothing is left to train on.
+        DataError: The text is missing, damaged or blank, or changed while it was read.
+        Damaged: What was read before the interruption is not what was written.
     """
-    if dev_share + test_share >= 1:
-        raise DataError(
-            f"data.dev_share {dev_share:g} and data.test_share {test_share:g} leave nothing to train on; lower them"
-        )
-    if len(entries) < 3:
-        raise DataError(
-            f"the corpus has {len(entries)} distinct document(s), but train, dev and test need one each; "
-            "give more text, or lower data.document_bytes so that plain text is cut into more documents"
-        )
-    ranges = {"test": (0.0, test_share), "dev": (test_share, test_share + dev_share)}
-    ranges["train"] = (test_share + dev_share, 1.0)
-    ordered = sorted(entries, key=lambda entry: entry.digest)
-    splits = {name: [entry for entry in ordered if low <= entry.place < high] for name, (low, high) in ranges.items()}
-    # A place may round up to 1.
-    splits["train"] += [entry for entry in ordered if entry.place >= 1]
-    for name, (low, high) in ranges.items():
-        if not splits[name] and high > low:
-            _move_nearest(splits, name, low, high)
-    return {name: splits[name] for name in ("train", "dev", "test")}
+    noted: dict[str, Any] = place.done.get("read", {})
+    spool = Spool(place.folder, noted.get("marks"))
+    try:
+        if noted.get("is_whole"):
+            return spool
+        if noted:
+            say(f"going on after an interruption: {len(spool):,} documents, {spool.text_bytes:,} bytes are read")
+        if "revision" not in place.done.get("source", {}):
+            place.note("source", {"revision": newest_of(source)})
+        _read_on(place, spool, source, document_bytes)
+    except BaseException:
+        spool.close()
+        raise
+    return spool
 
 
-def _move_nearest(splits: dict[str, list[Entry]], name: str, low: float, high: float) -> None:
-    """Fill an empty split from a split that can spare one."""
-
-    def distance(entry: Entry) -> tuple[float, bytes]:
-        return max(low - entry.place, entry.place - high, 0.0), entry.digest
-
-    spare = [(other, entry) for other, entries in splits.items() if len(entries) > 1 for entry in entries]
-    other, entry = min(spare, key=lambda pair: distance(pair[1]))
-    splits[other].remove(entry)
-    splits[name].append(entry)
+def _read_on(place: Workplace, spool: Spool, source: Corpus, document_bytes: int) -> None:
+    noted = place.done.get("read", {})
+    part, taken = noted.get("part", 0), noted.get("taken", 0)
+    marked_bytes = spool.text_bytes
+    parts = parts_of(at_revision(source, place.done["source"]["revision"]), document_bytes)
+    for documents in itertools.islice(parts, part, None):
+        for document in itertools.islice(documents, taken, None):
+            spool.add(document)
+            taken += 1
+            if spool.text_bytes - marked_bytes >= workplace.MARK_BYTES:
+                place.note("read", {"part": part, "taken": taken, "marks": spool.mark()})
+                marked_bytes = spool.text_bytes
+        part, taken = part + 1, 0
+    if not len(spool):
+        raise DataError(f"{source.describe()}: holds no text; every document in it is blank")
+    if source.signature() != place.facts["source"]["signature"]:
+        raise DataError(f"{source.describe()}: changed while it was read; prepare it again once it stays as it is")
+    place.note("read", {"is_whole": True, "marks": spool.mark()})

@@ -15,9 +15,14 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from crossover.data.encoding import way_of
+from crossover.data.engine import encoded, engine_of, explained
 from crossover.data.files import as_json, write_durably
-from crossover.data.piece_bytes import byte_symbols, bytes_problem, decoded_bytes
+from crossover.data.layout import mask_after, rows_up_to
+from crossover.data.piece_bytes import byte_symbols, bytes_problem, decoded_bytes, spaceless
+from crossover.data.sample import bounded
 from crossover.errors import DataError
+from crossover.parsing import LARGEST_JSON_BYTES, parse_json, read_bounded
 from crossover.records import Vocabulary
 from crossover.registry import register
 from crossover.sections import Positive
@@ -27,11 +32,7 @@ from crossover.sections import Positive
 _BOS, _EOS, _MASK = "<|bos|>", "<|eos|>", "<|mask|>"
 _BOS_NAMES = (_BOS, "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<|begin▁of▁sentence|>")
 _EOS_NAMES = (_EOS, "</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>", "<|end▁of▁sentence|>")
-_FACTS = "crossover_tokenizer.json"
-# Embedding rows in multiples of this keep matrix shapes friendly to hardware.
-_ROWS = 64
-# The mask's id is a multiple of this, where it is declared here.
-_ALIGNED = 16
+FACTS = "crossover_tokenizer.json"
 
 
 class TokenizerRecipe(Protocol):
@@ -58,18 +59,18 @@ class Bpe:
     vocabulary: Positive = 4096
 
     def __post_init__(self) -> None:
-        if self.vocabulary < 256:
-            raise ValueError(f"a byte-level vocabulary holds at least the 256 bytes, not {self.vocabulary}")
+        if not 256 <= self.vocabulary <= 1 << 22:
+            raise ValueError(f"a vocabulary holds at least the 256 bytes, at most 2**22 pieces; not {self.vocabulary}")
 
     def fit(self, texts: Iterable[str]) -> Tokenizer:
-        """Train on texts, deterministically."""
+        """Train on texts, deterministically: on the first of them, if all their words would not fit into memory."""
         engine = _byte_level_engine(models.BPE(), split_words=True)
         # A pair that occurs once is no regularity; merging it would only memorise a text.
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocabulary, initial_alphabet=alphabet, min_frequency=2, show_progress=False
         )
-        engine.train_from_iterator(texts, trainer)
+        engine.train_from_iterator(bounded(texts), trainer)
         return Tokenizer.with_specials(engine)
 
     def signature(self) -> dict[str, Any]:
@@ -110,13 +111,14 @@ class TokenizerFile:
             DataError: The file is missing or is no tokenizer.
         """
         path, content = self._read()
-        if (path.parent / _FACTS).is_file():
+        if (path.parent / FACTS).is_file():
             return Tokenizer.load(path.parent)
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}, byte {error.start}: is not UTF-8, so it is no tokenizer.json") from None
-        return Tokenizer.with_specials(_engine(text, path))
+        with explained(path):
+            return Tokenizer.with_specials(engine_of(text))
 
     def signature(self) -> dict[str, Any]:
         """Identify the tokenizer by the hash of its file."""
@@ -126,7 +128,7 @@ class TokenizerFile:
         path = Path(self.path).expanduser()
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
-            return path, path.read_bytes()
+            return path, read_bounded(path, LARGEST_JSON_BYTES)
         except OSError as error:
             reason = error.strerror or error
             raise DataError(f"{path}: cannot be read: {reason}; data.tokenizer takes a tokenizer.json") from None
@@ -152,8 +154,12 @@ class Tokenizer:
     """
 
     def __init__(self, json_text: str, *, bos: str = _BOS, eos: str = _EOS, mask: str = _MASK) -> None:
+        self._engine = engine_of(json_text)
+        if self._engine.post_processor is not None:
+            # It tells other programs what to put around a text; here windows say that, and it is no part of the hash.
+            self._engine.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
+            json_text = self._engine.to_str()
         self._json = json_text
-        self._engine = _engine(json_text, "tokenizer.json")
         # Text that happens to spell a special piece is text.
         self._engine.encode_special_tokens = True
         self._names = {"bos": bos, "eos": eos, "mask": mask}
@@ -161,11 +167,11 @@ class Tokenizer:
         ids = {name: known.get(piece, -1) for name, piece in self._names.items()}
         last = max(known.values())
         if -1 in ids.values() or ids["mask"] != last:
-            raise DataError(f"tokenizer.json: expected {bos}, {eos} and, as the last piece, {mask}; found ids {ids}")
-        rows = -(-(last + 1) // _ROWS) * _ROWS
-        self.vocabulary = Vocabulary(rows, last, bos_id=ids["bos"], eos_id=ids["eos"], mask_id=last)
+            raise DataError(f"expected {bos}, {eos} and, as the last piece, {mask}; found ids {ids}")
+        self.vocabulary = Vocabulary(rows_up_to(last), last, bos_id=ids["bos"], eos_id=ids["eos"], mask_id=last)
         self._special_ids = {key for key, token in self._engine.get_added_tokens_decoder().items() if token.special}
-        tree, plain = json.loads(json_text), json.loads(json_text, object_hook=_spaceless)
+        tree, plain = json.loads(json_text), json.loads(json_text, object_hook=spaceless)
+        self._way = way_of(tree)
         changed = [tree.get(step) != plain.get(step) for step in ("normalizer", "pre_tokenizer")]
         self.adds_space = any(changed)
         # The library's Metaspace spares the space where the text begins with one; its Prepend never does.
@@ -174,18 +180,22 @@ class Tokenizer:
         self.bytes_problem = bytes_problem(json.dumps(plain))
 
     @classmethod
-    def with_specials(cls, engine: tokenizers.Tokenizer) -> Tokenizer:
+    def with_specials(
+        cls, engine: tokenizers.Tokenizer, *, bos: str | None = None, eos: str | None = None
+    ) -> Tokenizer:
         """Declare what special pieces are missing, the mask after all others.
 
         Args:
             engine: A Hugging Face tokenizer; its pieces keep their ids.
+            bos: The piece that begins a text, where it is known; else the first of the common names that there is.
+            eos: The piece that ends a document, likewise.
 
         Returns:
             The tokenizer in use; commonly named pieces for BOS and EOS are taken as they are.
         """
         known = engine.get_vocab(with_added_tokens=True)
-        bos = next((name for name in _BOS_NAMES if name in known), _BOS)
-        eos = next((name for name in _EOS_NAMES if name in known), _EOS)
+        bos = bos or next((name for name in _BOS_NAMES if name in known), _BOS)
+        eos = eos or next((name for name in _EOS_NAMES if name in known), _EOS)
         mask = _MASK
         while mask in known and known[mask] != max(known.values()):
             mask = mask.replace("mask", "last_mask")
@@ -193,8 +203,8 @@ class Tokenizer:
         _declare(engine, bos)
         _declare(engine, eos)
         if mask not in known:
-            # A head of an unaligned number of rows multiplies 7 to 25% slower (benchmarks/head.py).
-            for index in range(-engine.get_vocab_size(with_added_tokens=True) % _ALIGNED):
+            taken = engine.get_vocab_size(with_added_tokens=True)
+            for index in range(mask_after(taken) - taken):
                 _declare(engine, f"<|unused_{index}|>")
         _declare(engine, mask)
         engine.no_truncation()
@@ -259,8 +269,10 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int64]]:
         """Turn several texts into ids, each as `encode` does."""
         begun = [f" {text}" if self._spares_space and text.startswith((" ", "▁")) else text for text in texts]
-        encodings = self._engine.encode_batch_fast(begun, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        return self._way(begun, self._ids)
+
+    def _ids(self, texts: list[str]) -> list[NDArray[np.int64]]:
+        return [np.array(ids, dtype=np.int64) for ids in encoded(self._engine, texts)]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Turn ids back into text; special pieces and padding are left out.
@@ -293,7 +305,7 @@ class Tokenizer:
         write_durably(folder / "tokenizer.json", self._json.encode())
         write_durably(folder / "tokenizer_config.json", as_json(config))
         write_durably(folder / "special_tokens_map.json", as_json(pieces))
-        write_durably(folder / _FACTS, as_json({**self._names, "hash": self.hash}))
+        write_durably(folder / FACTS, as_json({**self._names, "hash": self.hash}))
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
@@ -303,10 +315,10 @@ class Tokenizer:
             DataError: A file is missing, damaged, or was changed after it was saved.
         """
         folder = Path(folder)
-        if not (folder / _FACTS).is_file():
+        if not (folder / FACTS).is_file():
             return TokenizerFile(str(folder / "tokenizer.json")).fit(())
         try:
-            facts = json.loads((folder / _FACTS).read_text("utf-8"))
+            facts = parse_json(read_bounded(folder / FACTS, LARGEST_JSON_BYTES))
             text = (folder / "tokenizer.json").read_bytes().decode("utf-8")
             names = {key: str(facts[key]) for key in ("bos", "eos", "mask")}
             stated = str(facts["hash"])
@@ -314,20 +326,14 @@ class Tokenizer:
             raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: is no tokenizer folder of Crossover's: {error!r}") from None
-        tokenizer = cls(text, **names)
+        with explained(folder / "tokenizer.json"):
+            tokenizer = cls(text, **names)
         if tokenizer.hash != stated:
             raise DataError(
                 f"{folder / 'tokenizer.json'}: hash {tokenizer.hash}, but {stated} was saved; it was changed since. "
-                f"Restore it, or delete {_FACTS} to take it as a tokenizer of its own"
+                f"Restore it, or delete {FACTS} to take it as a tokenizer of its own"
             )
         return tokenizer
-
-
-def _spaceless(step: dict[str, Any]) -> dict[str, Any]:
-    """Give a step of a tokenizer.json without what puts a space before a text."""
-    if step.get("type") == "Prepend" and step.get("prepend") == "▁":
-        return {"type": "Replace"}
-    return {**step, "prepend_scheme": "never"} if step.get("prepend_scheme") in ("first", "always") else step
 
 
 def _declare(engine: tokenizers.Tokenizer, name: str) -> None:
@@ -341,10 +347,3 @@ def _byte_level_engine(model: Any, *, split_words: bool) -> tokenizers.Tokenizer
     )
     engine.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     return engine
-
-
-def _engine(json_text: str, where: Path | str) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(json_text)
-    except Exception as error:  # the library raises plain Exception
-        raise DataError(f"{where}: is no Hugging Face tokenizer.json: {error}") from None

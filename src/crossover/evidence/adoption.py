@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from crossover.evidence.files import room_on_disk, write_text
-from crossover.evidence.run import read_recipe, read_status
+from crossover.evidence.record import read_recipe, read_status
+from crossover.folders import appearing
 from crossover.trees import differences, without_views
 
 
@@ -43,9 +44,7 @@ def _same_but_name(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _copy(source: Path, target: Path, recipe: Mapping[str, Any]) -> None:
     """Copy a finished run without its checkpoints, under another name; the copy appears whole or not at all."""
-    temporary = target.parent / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    with room_on_disk(target):
-        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("checkpoints", ".lock", "kept"))
+    left = shutil.ignore_patterns("checkpoints", ".lock", "kept")
+    with room_on_disk(target), appearing(target) as temporary:
+        shutil.copytree(source, temporary, ignore=left, dirs_exist_ok=True)
         write_text(temporary / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
-        temporary.rename(target)

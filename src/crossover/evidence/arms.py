@@ -15,7 +15,7 @@ from crossover.evidence.curves import Curve
 from crossover.evidence.files import dumps
 from crossover.evidence.match import controller_name
 from crossover.evidence.published import PublishedCurve, level_curve, patterns, plain_curve, read_table
-from crossover.evidence.run import RunRecord, read_run
+from crossover.evidence.record import RunRecord, read_run
 from crossover.evidence.view import View, arm_curves, read_view
 from crossover.trees import flatten, without_views
 
@@ -125,7 +125,8 @@ def _of_view(view: View, name: str) -> _Source:
     curves = {arm.arm: tuple(sorted(arm.curves[arm.headline], key=lambda one: one.seed)) for arm in found}
     plain = [arm for arm, runs in view.arms.items() if runs and is_autoregressive(runs[0].recipe) and arm in curves]
     notes = [] if not view.budgets else [_decayed_note(view, all(arm.trunks for arm in found))]
-    trunks = {run: why for run, why in view.missing.items() if "/budget-" not in run}
+    branches = view.branch_names
+    trunks = {run: why for run, why in view.missing.items() if run not in branches}
     notes += [f"{run}: {why}; its curve ends early" for run, why in trunks.items() if why != "not begun"]
     notes += [f"{arm} is read by {one[0].procedure}, an upper bound of its loss: it may cross earlier than shown"
               for arm, one in curves.items() if not one[0].exact]  # fmt: skip

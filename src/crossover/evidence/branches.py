@@ -8,9 +8,6 @@ whose controller or learning rate depends on the length of the run has no such f
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +16,10 @@ from typing import Any
 
 from crossover.errors import RunError
 from crossover.evidence.files import dumps, plain, read_json, read_rows, room_on_disk, write_text
-from crossover.evidence.run import STREAMS, read_recipe
+from crossover.evidence.record import read_recipe
+from crossover.evidence.run import STREAMS
+from crossover.folders import damaged, read_sums, steps_in, synchronise
+from crossover.parsing import LARGEST_JSON_BYTES, parse_json, read_bounded
 from crossover.recipe import resolve
 from crossover.sections import budget_label
 from crossover.trees import VIEWS, differences
@@ -109,12 +109,12 @@ def begin_branch(folder: Path, trunk: Path) -> str:
         raise RunError(f"{trunk / 'manifest.json'}: does not say what the run chose; train {trunk} first")
     currency, amount = _budget_of_branch(folder, trunk, recipe, longer)
     place = trunk / "forks" / budget_label(amount)
-    kept = [path for path in sorted(place.glob("step-*")) if _is_usable(path)]
+    kept = {step: path for step, path in steps_in(place).items() if _is_usable(path)}
     begins: dict[str, Any] = {"step": 0, "data_tokens": 0, "flops": 0.0, "flops_6nd": 0.0}
     manifest = {"choices": longer["choices"]}
     if kept and is_horizon_free(recipe, str(folder / "recipe.yaml")):
-        step = int(kept[-1].name.removeprefix("step-"))
-        _copy(trunk, folder, kept[-1], place / "best")
+        step, fork = kept.popitem()
+        _copy(trunk, folder, fork, place / "best")
         _rescale(folder / "signals.jsonl", amount / float(longer["budget"]["amount"]))
         clock = next(row for row in read_rows(trunk / "steps.jsonl") if row.get("step") == step)
         begins, manifest = {key: clock[key] for key in begins}, {**longer, "resumed": []}
@@ -149,17 +149,11 @@ def _budget_of_branch(
 def _is_usable(fork: Path) -> bool:
     """Say whether a fork is whole, and of a run that was never rescued from bad steps, which depends on its length."""
     try:
-        sums = json.loads((fork / "checksums.json").read_text("utf-8"))
-        state = json.loads((fork / "state.json").read_text("utf-8"))
-        whole = bool(sums) and all(_sha256(fork / name) == told for name, told in sums.items())
+        state = parse_json(read_bounded(fork / "state.json", LARGEST_JSON_BYTES), strict=False)
+        whole = not damaged(fork, [*read_sums(fork), "state.json"])
         return whole and not state["bad_steps"] and not state["state"]["rollbacks"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy(trunk: Path, folder: Path, fork: Path, best: Path) -> None:
@@ -174,8 +168,7 @@ def _copy(trunk: Path, folder: Path, fork: Path, best: Path) -> None:
                 shutil.copytree(source, target)
         for path in [item for part in ("best", "checkpoints") for item in (folder / part).rglob("*") if item.is_file()]:
             # The manifest says that all of this is there, so it must be.
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
+            synchronise(path)
 
 
 def forget_fork(trunk: Path, amount: float) -> None:

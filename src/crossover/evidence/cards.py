@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from crossover.errors import RunError
+from crossover.evidence.checked import read_score
 from crossover.evidence.compare import (
     Interval,
     Sample,
     resample_documents,
 )
 from crossover.evidence.conditions import settle
-from crossover.evidence.files import read_json
 from crossover.trees import fingerprint, flatten
 
 # Shape suffix: D documents.
@@ -163,14 +163,14 @@ def read_cards(path: Path | str) -> dict[str, Card]:
     """
     path = Path(path)
     if path.is_file():
-        row = read_json(path)
+        row = read_score(path)
         missing = [key for key in _NEEDED if key not in row]
         if missing:
             raise RunError(f"{path}: is no score card: it lacks {', '.join(missing)}")
         return {path.stem: _checked(Card(path, row))}
     places = [path / "scores", *([path.parent / "scores"] if (path / "config.json").exists() else []), path]
     files = next((sorted(place.glob("[!.]*.json")) for place in places if place.is_dir()), [])
-    cards = [Card(file, row) for file in files if all(key in (row := read_json(file)) for key in _NEEDED)]
+    cards = [Card(file, row) for file in files if all(key in (row := read_score(file)) for key in _NEEDED)]
     if not cards:
         raise RunError(f"{path}: holds no score cards; expected a run folder, a folder of scores, or one card's file")
     return {card.name: _checked(card) for card in cards}
@@ -183,6 +183,8 @@ def _checked(card: Card) -> Card:
         raise RunError(f"{card.path}: its documents do not fit together, or it states no conditions; score again")
     if any(value is None for part in parts for value in part):
         raise RunError(f"{card.path}: a document has no finite score, so there is nothing to compare")
+    if min(min(part) for part in parts[1:]) <= 0:
+        raise RunError(f"{card.path}: a document has no bytes or no tokens; score again")
     return card
 
 

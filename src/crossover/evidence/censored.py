@@ -5,18 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from crossover.errors import RunError
 from crossover.evidence.crossing import CONFIDENCE, Crossing
 
-# Shape suffixes: N seeds of both settings, A arrangements of them.
-# Ten seeds against ten make 184,756 arrangements, which takes well under a second.
-EXACT_UP_TO = 200_000
 ROUNDING = 1e-9
 
 
@@ -81,31 +73,6 @@ class Survival:
     median_interval: tuple[float | None, float | None]
 
 
-@dataclass(frozen=True)
-class LogRank:
-    """Whether the seeds of one setting cross earlier than those of another.
-
-    Args:
-        seeds: Seeds of the first and of the second setting.
-        crossed: How many of them crossed.
-        expected: How many would have, had both settings one law.
-        statistic: Squared standardised excess of the first setting's crossings.
-        p_value: Two-sided probability of so large an excess by chance.
-        smallest_p_value: The least that these seeds can give by permutation, 0 under the chi-square law.
-        method: Where the p-value comes from.
-        earlier: The setting that crosses earlier than expected: "first", "second" or "neither".
-    """
-
-    seeds: tuple[int, int]
-    crossed: tuple[int, int]
-    expected: tuple[float, float]
-    statistic: float
-    p_value: float
-    smallest_p_value: float
-    method: Literal["exact permutation", "chi-square"]
-    earlier: Literal["first", "second", "neither"]
-
-
 def passages_of(crossings: Mapping[int, Crossing]) -> tuple[Passage, ...]:
     """Turn each seed's crossing into survival data; whatever is not an established crossing is censored.
 
@@ -145,7 +112,7 @@ def kaplan_meier(passages: Sequence[Passage]) -> Survival:
     Raises:
         RunError: There is no seed, or an amount is not a positive number.
     """
-    _check(passages)
+    check_passages(passages)
     z = _normal_quantile((1 + CONFIDENCE) / 2)
     at_risk, share, variance, high = len(passages), 1.0, 0.0, 1.0
     moments = []
@@ -166,7 +133,12 @@ def kaplan_meier(passages: Sequence[Passage]) -> Survival:
     return Survival(tuple(moments), len(passages), crossings, moments[-1].at, *_median(moments))
 
 
-def _check(passages: Sequence[Passage]) -> None:
+def check_passages(passages: Sequence[Passage]) -> None:
+    """Refuse a setting without seeds, and amounts that no run can have reached.
+
+    Raises:
+        RunError: A setting has no seed, or an amount is not a positive number.
+    """
     if not passages:
         raise RunError("no seed was followed; survival over seeds needs at least one")
     for passage in passages:
@@ -190,74 +162,6 @@ def _median(moments: Sequence[Moment]) -> tuple[float | None, tuple[float | None
     return first([row.share for row in moments]), (low, first([row.high for row in moments]))
 
 
-def logrank(first: Sequence[Passage], second: Sequence[Passage]) -> LogRank:
-    """Test whether two settings cross at the same compute (Mantel 1966; Peto and Peto 1972).
-
-    The excess of a setting's crossings is the sum over its seeds of (crossed - H(at)), with H the Nelson-Aalen
-    estimate of both settings together. These scores do not depend on which seed belongs where, so the exact p-value is
-    the share of arrangements with an excess as large. It asks that both settings are censored alike: runs of
-    one setting that were given less compute than the other's weaken it.
-
-    Args:
-        first: Seeds of the first setting.
-        second: Seeds of the second, independent of the first.
-
-    Returns:
-        The test: exact up to 200,000 arrangements (ten seeds against ten), the chi-square law beyond.
-
-    Raises:
-        RunError: A setting has no seed, or an amount is not a positive number.
-    """
-    _check(first)
-    _check(second)
-    both = [*first, *second]
-    scores_N, variance = _scores(both, len(first))
-    excess = float(scores_N[: len(first)].sum())
-    crossed = sum(item.crossed for item in first), sum(item.crossed for item in second)
-    statistic = excess**2 / variance if variance > 0 else 0.0
-    exact = math.comb(len(both), len(first)) <= EXACT_UP_TO
-    p_value, smallest = _permuted(scores_N, len(first), excess) if exact else (_chi_square(statistic), 0.0)
-    return LogRank(
-        seeds=(len(first), len(second)),
-        crossed=crossed,
-        expected=(crossed[0] - excess, crossed[1] + excess),
-        statistic=statistic,
-        p_value=p_value,
-        smallest_p_value=smallest,
-        method="exact permutation" if exact else "chi-square",
-        earlier="neither" if abs(excess) < ROUNDING else "first" if excess > 0 else "second",
-    )
-
-
-def _scores(both: Sequence[Passage], firsts: int) -> tuple[NDArray[np.float64], float]:
-    """Give each seed's log-rank score, and the hypergeometric variance of the first setting's sum."""
-    at_N = np.array([item.at for item in both])
-    crossed_N = np.array([item.crossed for item in both])
-    in_first_N = np.arange(len(both)) < firsts
-    hazard_N, variance = np.zeros(len(both)), 0.0
-    for at in np.unique(at_N[crossed_N]):
-        followed_N = at_N >= at
-        n, d = int(followed_N.sum()), int((crossed_N & (at_N == at)).sum())
-        hazard_N[followed_N] += d / n
-        share = int((followed_N & in_first_N).sum()) / n
-        variance += d * share * (1 - share) * (n - d) / (n - 1) if n > 1 else 0.0
-    return crossed_N - hazard_N, variance
-
-
-def _permuted(scores_N: NDArray[np.float64], firsts: int, excess: float) -> tuple[float, float]:
-    chosen = np.fromiter(
-        (place for places in combinations(range(len(scores_N)), firsts) for place in places), dtype=np.intp
-    )
-    size_A = np.abs(scores_N[chosen.reshape(-1, firsts)].sum(1))
-    at_least = float((size_A >= abs(excess) - ROUNDING).mean())
-    return at_least, float((size_A >= size_A.max() - ROUNDING).mean())
-
-
-def _chi_square(statistic: float) -> float:
-    # One degree of freedom: the square of a standard normal.
-    return math.erfc(math.sqrt(statistic / 2))
-
-
 def survival_sentence(survival: Survival, unit: str) -> str:
     """Say in words how many seeds cross, and by when half of them do.
 
@@ -279,27 +183,3 @@ def survival_sentence(survival: Survival, unit: str) -> str:
     low_told = "no lower limit" if low is None else f"{low:.3g}"
     high_told = "not reached" if high is None else f"{high:.3g}"
     return f"{told}; Kaplan-Meier median {survival.median:.3g} {unit} [{low_told}, {high_told}]"
-
-
-def logrank_sentence(test: LogRank, first: str, second: str, arm: str) -> str:
-    """Say in words whether an arm crosses earlier in one setting than in another.
-
-    Args:
-        test: The test.
-        first: Name of the first setting.
-        second: Name of the second.
-        arm: Name of the arm that crosses.
-
-    Returns:
-        One sentence, with the test that was used and what its seeds can show at all.
-    """
-    apart = test.p_value <= 1 - CONFIDENCE
-    earlier = {"first": (first, second), "second": (second, first)}.get(test.earlier)
-    told = f"{arm} crosses earlier in {earlier[0]} than in {earlier[1]}" if apart and earlier else (
-        f"{arm}: no difference shown between {first} and {second}"
-    )  # fmt: skip
-    counts = f"{test.crossed[0]} of {test.seeds[0]} and {test.crossed[1]} of {test.seeds[1]} seeds cross"
-    told += f" ({counts}; log-rank p = {test.p_value:.3g}, {test.method}"
-    if test.smallest_p_value > 1 - CONFIDENCE:
-        told += f"; these seeds cannot give less than {test.smallest_p_value:.3g}"
-    return f"{told})"

@@ -13,7 +13,7 @@ from crossover.errors import RunError
 from crossover.evidence.crossing import Crossing, resample_seeds, sentence
 from crossover.evidence.curves import headline_mode
 from crossover.evidence.match import is_constant
-from crossover.evidence.run import RunRecord
+from crossover.evidence.record import RunRecord
 from crossover.streams import stream
 from crossover.trees import flatten
 

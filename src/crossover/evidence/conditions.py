@@ -74,7 +74,7 @@ def _refusal(
     first: Path | str, second: Path | str, refused: Mapping[tuple[str, str, str], Sequence[str]], advice: str | None
 ) -> str:
     lines = [
-        f"  {field}: {left} in the first, {right} in the second ({', '.join(names)})"
+        f"  {field}: {left[:200]} in the first, {right[:200]} in the second ({', '.join(names)})"
         for (field, left, right), names in refused.items()
     ]
     fields = " ".join(f"--allow {field}" for field in dict.fromkeys(field for field, _, _ in refused))

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from crossover.evidence.censored import Passage, logrank_sentence, survival_sentence
+from crossover.evidence.censored import Passage, survival_sentence
 from crossover.evidence.crossings import ArmCrossing, Crossings, SettingCrossings, SettingTest
+from crossover.evidence.logrank import logrank_sentence
 
 AMOUNTS = {"flops": "FLOPs", "flops_6nd": "FLOPs by 6ND"}
 

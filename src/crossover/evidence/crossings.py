@@ -12,11 +12,12 @@ import numpy as np
 
 from crossover.errors import RunError, nearest
 from crossover.evidence.arms import Setting, read_settings
-from crossover.evidence.censored import LogRank, Passage, Survival, kaplan_meier, logrank, passages_of
+from crossover.evidence.censored import Passage, Survival, kaplan_meier, passages_of
 from crossover.evidence.common_grid import Axis
 from crossover.evidence.crossing import VARIANTS, Crossing, by_seed, find_crossing
 from crossover.evidence.curves import Curve
-from crossover.evidence.seed_leads import confirmed
+from crossover.evidence.logrank import LogRank, logrank
+from crossover.evidence.seed_leads import claimed_crossing
 from crossover.trees import differences
 
 Interval = tuple[float, float]
@@ -205,7 +206,7 @@ def _has_6nd(curves: Sequence[Curve]) -> bool:
 def arm_crossing(
     setting: Setting, holder: str, challenger: str, axis: Axis, best_so_far: bool, draws: int = 1000, seed: int = 0
 ) -> ArmCrossing:
-    """Find where one arm passes another, and claim no more than its seeds (`confirmed`) and documents bear.
+    """Find where one arm passes another, and claim no more than its seeds and documents bear.
 
     Args:
         setting: The arms.
@@ -223,9 +224,7 @@ def arm_crossing(
         RunError: The curves have no compute in common or other documents.
     """
     held, others = setting.arms[holder], setting.arms[challenger]
-    found = confirmed(
-        find_crossing(held, others, axis=axis, best_so_far=best_so_far, draws=draws, seed=seed), held, others
-    )
+    found = claimed_crossing(held, others, axis, best_so_far, draws, seed)
     resampled = _resampled(setting, holder, challenger)
     passages = _per_seed(held, others, axis, best_so_far, draws=min(draws, DRAWS_PER_SEED), seed=seed)
     return ArmCrossing(

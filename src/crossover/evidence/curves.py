@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossover.errors import RunError
-from crossover.evidence.run import RunRecord
+from crossover.evidence.record import RunRecord
 
 # Shape suffixes: E evaluations, D documents.
 PROCEDURES = {

@@ -80,8 +80,11 @@ class Study:
             RecipeError: A setting is wrong.
         """
         tree = copy.deepcopy(dict(self.base))
-        for key, value in {self.vary: self.arms[arm], **self.settings[arm], **chosen}.items():
-            put(tree, key, value)
+        try:
+            for key, value in {self.vary: self.arms[arm], **self.settings[arm], **chosen}.items():
+                put(tree, key, value)
+        except RecipeError as error:
+            raise RecipeError(f"{self.origin}: arms.{arm}: {error}") from None
         tree |= {"name": name, "seed": seed, "budget": dict(budget)}
         resolved = to_tree(resolve(tree, origin=f"{self.origin}: arms.{arm}"))
         if resolved["training"]["threads"] is None:
@@ -225,9 +228,17 @@ class _Reader:
 def _base(reader: _Reader, path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if "recipe" not in reader.tree:
         raise reader.error("recipe", "is missing; name the recipe file that all arms share")
-    base, _ = read_tree(path.parent / reader.text("recipe", ""))
+    named = path.parent / reader.text("recipe", "")
+    try:
+        base, _ = read_tree(named)
+    except RecipeError as error:
+        # Who looks for the mistake begins at the study that names the recipe.
+        raise reader.error("recipe", str(error)) from None
     for key, value in reader.mapping("set", reader.tree.get("set", {})).items():
-        put(base, key, number(value))
+        try:
+            put(base, key, number(value))
+        except RecipeError as error:
+            raise reader.error(f"set.{key}", str(error)) from None
     for override in overrides:
         apply(base, override)
     return base
@@ -239,8 +250,9 @@ def _arms(reader: _Reader, vary: str) -> tuple[dict[str, Any], dict[str, dict[st
         raise reader.error("arms", "a study needs at least one arm")
     values: dict[str, Any] = {}
     settings: dict[str, dict[str, Any]] = {}
-    tune = reader.tree.get("tune") or {}
-    allowed = [*(reader.tree.get("tunable") or ()), *((tune.get("grid") or {}) if isinstance(tune, Mapping) else ())]
+    tune, listed = reader.tree.get("tune"), reader.tree.get("tunable")
+    grid = tune.get("grid") if isinstance(tune, Mapping) else None
+    allowed = [*(listed if isinstance(listed, list) else ()), *(grid if isinstance(grid, Mapping) else ())]
     for arm, content in arms.items():
         place = f"arms.{arm}"
         if not ARM_NAME.fullmatch(str(arm)) or arm in TAKEN:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,17 +9,19 @@ from typing import Any
 import numpy as np
 
 from crossover.errors import RunError
+from crossover.evidence.checked import read_progress
 from crossover.evidence.compare import ArmScore, Comparison, compare, is_autoregressive, text_facts, verdict_parts
-from crossover.evidence.crossing import VARIANTS, Crossing, find_crossing, sentence
+from crossover.evidence.crossing import VARIANTS, Crossing, sentence
 from crossover.evidence.display import mix_text
 from crossover.evidence.headline import headline, standing
 from crossover.evidence.match import Proof, controller_name, prove_matched, together
+from crossover.evidence.page.handover import norms_around
 from crossover.evidence.page.samples import samples_of
 from crossover.evidence.plots import ArmCurves
+from crossover.evidence.record import RunRecord
 from crossover.evidence.regret import regrets
-from crossover.evidence.run import RunRecord
-from crossover.evidence.seed_leads import confirmed
-from crossover.evidence.view import View, evidence_of, norms_around, turning_points
+from crossover.evidence.seed_leads import claimed_crossing
+from crossover.evidence.view import View, evidence_of, turning_points
 
 # What the page shows of a ledger and of a card, also where an interrupted run has not written it.
 LEDGER_KEYS = ("unique_tokens", "data_tokens", "epochs", "flops", "evaluation_flops", "evaluation_seconds", "seconds")
@@ -61,18 +62,20 @@ def find(view: View, curves: Sequence[ArmCurves]) -> Findings:
     Returns:
         The findings.
     """
-    comparison = _comparison(view)
+    comparison, refused = _comparison(view)
     proof = _proof(view)
     # Of several next-token arms the best one is to be passed, and the verdict names the same one.
     plain = [arm for arm, runs in view.arms.items() if runs and is_autoregressive(runs[0].recipe)]
     holder = (comparison.autoregressive if comparison else None) or next(iter(plain), None)
     crossings, rows = _crossings(curves, holder or (curves[0].arm if curves else None))
     crossings = crossings if holder else {}
-    parts = _verdict(view, comparison, crossings, proof)
+    done = view.planned - len(view.missing)
+    early = f"No verdict yet: {done} of {view.planned} run(s) have finished and been scored."
+    parts = _verdict(view, comparison, crossings, proof) if comparison else {"none": refused or early}
     scores = {score.arm: score for score in comparison.arms} if comparison else {}
     facts = {
         "name": view.name,
-        "headline": _headline(view, comparison, curves, proof),
+        "headline": refused or _headline(view, comparison, curves, proof),
         "verdict": " ".join(parts.values()),
         "verdict_parts": parts,
         "text": text_facts(view.runs) if view.runs else "nothing recorded yet",
@@ -83,7 +86,7 @@ def find(view: View, curves: Sequence[ArmCurves]) -> Findings:
         "cards": [card for arm, runs in view.arms.items() for run in runs for card in _cards(arm, run)],
         "crossings": rows,
         "regret": _regret(view),
-        "decisions": [row for arm, runs in view.arms.items() for run in runs for row in _decisions(arm, run)],
+        "decisions": [row for arm, runs in view.arms.items() for run in runs for row in _decisions(view, arm, run)],
         "samples": samples_of(view),
         "ledger": [_ledger(arm, run) for arm, runs in view.arms.items() for run in runs],
         "decayed": bool(curves) and all(arm.trunks for arm in curves),
@@ -95,13 +98,14 @@ def find(view: View, curves: Sequence[ArmCurves]) -> Findings:
     return Findings(facts["verdict"], comparison, crossings, proof, facts)
 
 
-def _comparison(view: View) -> Comparison | None:
+def _comparison(view: View) -> tuple[Comparison | None, str]:
+    """Compare the arms on test; where that cannot be done the sentence that says why, unless it is only too early."""
     if not any(run.finished and run.scores for run in view.runs):
-        return None
+        return None, ""
     try:
-        return compare(view.arms)
-    except RunError:
-        return None
+        return compare(view.arms), ""
+    except RunError as error:
+        return None, f"No verdict: {error}."
 
 
 def _headline(view: View, comparison: Comparison | None, curves: Sequence[ArmCurves], proof: Proof | None) -> str:
@@ -113,21 +117,14 @@ def _headline(view: View, comparison: Comparison | None, curves: Sequence[ArmCur
 def _progress(view: View, name: str) -> dict[str, Any]:
     """Say how far a run has come; one that has shown nothing yet, or half a file, has come nowhere."""
     folder = view.folder / name if (view.folder / "study.yaml").exists() else view.folder
-    try:
-        row = json.loads((folder / "progress.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        row = {}
-    row = row if isinstance(row, dict) else {}
+    row = read_progress(folder)
     return {"mix": mix_text(row.get("mix")), **{key: row.get(key) for key in PROGRESS_KEYS}}
 
 
 def _verdict(
-    view: View, comparison: Comparison | None, crossings: Mapping[str, Crossing], proof: Proof | None
+    view: View, comparison: Comparison, crossings: Mapping[str, Crossing], proof: Proof | None
 ) -> dict[str, str]:
     """Say the verdict by what its sentences are about."""
-    if comparison is None:
-        done = view.planned - len(view.missing)
-        return {"none": f"No verdict yet: {done} of {view.planned} run(s) have finished and been scored."}
     told = verdict_parts(
         comparison,
         text=text_facts([run for run in view.runs if run.finished]),
@@ -151,8 +148,7 @@ def _crossings(curves: Sequence[ArmCurves], holder: str | None) -> tuple[dict[st
             row = {"challenger": arm.arm, "holder": held.arm, "kind": kind, "axis": axis, "best_so_far": best_so_far,
                    "modes": f"{arm.headline} against {held.headline}"}  # fmt: skip
             try:
-                pair = held.curves[held.headline], arm.curves[arm.headline]
-                found = confirmed(find_crossing(*pair, axis=axis, best_so_far=best_so_far), *pair)
+                found = claimed_crossing(held.curves[held.headline], arm.curves[arm.headline], axis, best_so_far)
             except RunError as error:
                 rows.append({**row, "status": "unknown", "sentence": str(error)})
                 continue
@@ -207,8 +203,8 @@ def _cards(arm: str, run: RunRecord) -> list[dict[str, Any]]:
     return cards
 
 
-def _decisions(arm: str, run: RunRecord) -> list[dict[str, Any]]:
-    norms, name = norms_around(run), controller_name(run.recipe)
+def _decisions(view: View, arm: str, run: RunRecord) -> list[dict[str, Any]]:
+    norms, name = norms_around(run, view.norms[run.path]), controller_name(run.recipe)
     rows = []
     for row in turning_points(run.decisions):
         details = row.get("details") or {}

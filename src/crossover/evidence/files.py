@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossover.errors import RunError
+from crossover.parsing import LARGEST_JSON_BYTES, LARGEST_LOG_BYTES, parse_json, read_bounded
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -91,10 +92,10 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: The file is missing or is no JSON object.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse_json(read_bounded(path, LARGEST_JSON_BYTES))
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         # Beside broken text: brackets without end, and whole numbers of thousands of digits.
         raise RunError(f"{path}: is not JSON ({error}); restore it or run again in another folder") from None
     if not isinstance(value, dict):
@@ -105,8 +106,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """Read one JSON line, or return None where it is torn."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
     return row if line.endswith(b"\n") and isinstance(row, dict) else None
 
@@ -121,9 +122,12 @@ def sound_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         Each sound line and what it says.
 
     Raises:
-        RunError: A line is broken although sound lines follow it.
+        RunError: A line is broken although sound lines follow it, or the file cannot be read.
     """
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    try:
+        lines = read_bounded(path, LARGEST_LOG_BYTES).splitlines(keepends=True) if path.exists() else []
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
     rows = [parse_row(line) for line in lines]
     while rows and rows[-1] is None:
         rows.pop()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from crossover.evidence.curves import Curve, curve
-from crossover.evidence.run import RunRecord
+from crossover.evidence.record import RunRecord
 
 
 def ladder(arm: str, runs: Sequence[RunRecord], procedure: str) -> Curve | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossover.errors import RunError
-from crossover.evidence.run import RunRecord
+from crossover.evidence.record import RunRecord
 from crossover.trees import flatten, without_views
 
 FLOPS_WITHIN = 0.005

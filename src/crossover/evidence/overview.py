@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from crossover.evidence.checked import read_progress
 from crossover.evidence.display import duration, mix_text
-from crossover.evidence.run import read_status
+from crossover.evidence.record import read_status
 from crossover.evidence.workers import Fleet, Job, tail
 
 
@@ -57,7 +57,7 @@ class Overview:
         """Say how a run ended, with the end of its log when it failed."""
         status = read_status(job.folder)
         if code == 0 and status["state"] == "finished":
-            row = _progress(job.folder)
+            row = read_progress(job.folder)
             loss = f", loss {row['loss_nats']:.4f} nats" if isinstance(row.get("loss_nats"), int | float) else ""
             self._notify(f"{job.name}: finished{loss}")
             return
@@ -76,7 +76,7 @@ class Overview:
             folder = self._folder / name
             state = "running" if name in fleet.running else read_status(folder)["state"]
             state = "waiting" if name in waiting else state
-            row = _progress(folder)
+            row = read_progress(folder)
             done = 1.0 if state == "finished" else row.get("budget_fraction")
             shown = f"{done:.0%}" if isinstance(done, int | float) else "-"
             loss = f"{row['loss_nats']:.4f}" if isinstance(row.get("loss_nats"), int | float) else "-"
@@ -84,12 +84,3 @@ class Overview:
             # `Text`, so that a name in square brackets is not taken for markup.
             table.add_row(*(Text(item) for item in (name, state, shown, loss, mix_text(row.get("mix")), left)))
         return table
-
-
-def _progress(folder: Path) -> Mapping[str, Any]:
-    """Read a run's last progress row; a missing one is empty."""
-    try:
-        row = json.loads((folder / "progress.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return row if isinstance(row, dict) else {}

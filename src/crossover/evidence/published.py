@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossover.errors import RunError, nearest
+from crossover.evidence.checked import LARGEST
 from crossover.evidence.curves import Curve
 from crossover.streams import stream
 
@@ -84,7 +85,7 @@ def read_table(path: str | Path) -> tuple[PublishedCurve, ...]:
     for line, row in rows:
         arm = row["arm"] if "arm" in header else path.stem
         if not arm or not arm.isprintable():
-            raise _damage(path, line, f"arm is {arm!r}, expected a name of printable characters")
+            raise _damage(path, line, f"arm is {arm[:60]!r}, expected a name of printable characters")
         numbers = {name: _number(path, line, name, row[name]) for name in names}
         groups.setdefault((arm, _seed(path, line, row.get("seed", "0"))), []).append((line, numbers))
     ignored = tuple(name for name in header if name not in (*NEEDED, *OPTIONAL))
@@ -132,7 +133,7 @@ def rows_of(path: Path, needed: Sequence[str] = NEEDED) -> tuple[list[str], list
         if not header:
             header = _header(path, line, cells, needed)
         elif len(cells) != len(header):
-            raise _damage(path, line, f"has {len(cells)} cells, expected {len(header)} ({', '.join(header)})")
+            raise _damage(path, line, f"has {len(cells)} cells, expected {len(header)} ({', '.join(header)[:500]})")
         else:
             rows.append((line, dict(zip(header, cells, strict=True))))
     if not rows:
@@ -157,9 +158,9 @@ def _number(path: Path, line: int, name: str, cell: str) -> float:
     try:
         value = float(cell)
     except ValueError:
-        raise _damage(path, line, f"{name} is {cell!r}, expected a number") from None
-    if not math.isfinite(value):
-        raise _damage(path, line, f"{name} is {cell!r}, expected a finite number; leave the row out")
+        raise _damage(path, line, f"{name} is {cell[:60]!r}, expected a number") from None
+    if not math.isfinite(value) or value > LARGEST:
+        raise _damage(path, line, f"{name} is {cell[:60]!r}, expected a finite number; leave the row out")
     if value < 0 or (value == 0 and name in ("loss", "bits_per_byte")):
         least = "a number above 0" if name in ("loss", "bits_per_byte") else "a number from 0 on"
         raise _damage(path, line, f"{name} is {cell}, expected {least}")
@@ -170,7 +171,7 @@ def _seed(path: Path, line: int, cell: str) -> int:
     try:
         return int(cell)
     except ValueError:
-        raise _damage(path, line, f"seed is {cell!r}, expected a whole number") from None
+        raise _damage(path, line, f"seed is {cell[:60]!r}, expected a whole number") from None
 
 
 def _check_order(path: Path, arm: str, seed: int, members: Sequence[tuple[int, Mapping[str, float]]]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from crossover.evidence.compare import Interval, Sample, read_samples
 from crossover.evidence.match import PLACEBO, STATIC, controller_name, is_constant
-from crossover.evidence.run import RunRecord
+from crossover.evidence.record import RunRecord
 from crossover.evidence.view import changes
 
 

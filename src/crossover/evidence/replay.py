@@ -12,7 +12,8 @@ from typing import Any
 from crossover.control.signals.fold import Fold, fold_of
 from crossover.control.signals.scene import Scene
 from crossover.errors import RunError
-from crossover.evidence.files import dumps, read_rows
+from crossover.evidence.checked import read_decisions
+from crossover.evidence.files import dumps
 from crossover.evidence.stage import Row, Stage, read_stage, shortcomings
 from crossover.records import Decision, Mix, Progress, Reading
 from crossover.registry import label
@@ -113,8 +114,8 @@ def replay(run: str | Path, overrides: Sequence[str] = (), *, trust: bool = Fals
         RecipeError: An override is not of the controller, or is wrong.
     """
     stage = read_stage(Path(run), overrides, trust=trust)
-    recorded = [row for row in read_rows(stage.path / "decisions.jsonl") if not _is_rescue(row)]
-    decisions, parting = _follow(stage, recorded)
+    recorded = [row for row in read_decisions(stage.path / "decisions.jsonl") if not _is_rescue(row)]
+    decisions, parting = _refolded(stage, recorded)
     difference: Mapping[str, Any] = {}
     if not stage.foreign:
         decisions, difference = _compare(decisions, recorded)
@@ -128,6 +129,18 @@ def replay(run: str | Path, overrides: Sequence[str] = (), *, trust: bool = Fals
         parting=parting,
         notes=shortcomings(stage),
     )
+
+
+def _refolded(stage: Stage, recorded: Sequence[Row]) -> tuple[list[Replayed], Parting | None]:
+    try:
+        return _follow(stage, recorded)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # Each kind of probe has a shape of its own, which its signal alone knows.
+        found = f"{type(error).__name__}: {error}"
+        raise RunError(
+            f"{stage.path / 'signals.jsonl'}: cannot be folded again, a row is of another shape than probes have "
+            f"({found[:200]}); restore the file"
+        ) from error
 
 
 def decide_again(stage: Stage) -> Iterator[tuple[Row, Decision]]:

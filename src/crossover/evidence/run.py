@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -13,23 +12,17 @@ from typing import IO, Any, Self
 import yaml
 
 from crossover.errors import RunError
-from crossover.evidence.checked import check_evaluations, check_ledger, check_manifest
 from crossover.evidence.display import ProgressDisplay
-from crossover.evidence.files import (
-    cut_rows,
-    drop_torn_line,
-    dumps,
-    plain,
-    read_json,
-    read_rows,
-    room_on_disk,
-    write_text,
-)
-from crossover.evidence.lock import is_locked, take_lock
+from crossover.evidence.files import cut_rows, drop_torn_line, dumps, plain, read_json, room_on_disk, write_text
+from crossover.evidence.lock import take_lock
+from crossover.evidence.record import read_recipe
 from crossover.trees import differences, without_views
 
 STREAMS = ("steps", "evals", "signals", "decisions")
 STATES = ("running", "finished", "failed", "interrupted")
+# What only the run itself replaces, as its temporary files are called.
+WRITTEN = (".recipe.yaml", ".manifest.json", ".ledger.json", ".status.json", ".progress.json", "scores/.*.json",
+           "sinks/.*.json", *(f".{stream}.jsonl" for stream in STREAMS))  # fmt: skip
 # What must be the same after a resume, or the two halves are not one run.
 IDENTITY = ("data_hash", "data_order", "unique_tokens", "tokenizer_hash", "parameters", "budget")
 
@@ -96,6 +89,9 @@ class RunFolder:
     def _begin(self) -> Self:
         for stream in STREAMS:
             drop_torn_line(self.path / f"{stream}.jsonl")
+        # What a process was writing when it was killed; nobody else writes these while the lock is ours.
+        for torn in (path for name in WRITTEN for path in self.path.glob(f"{name}.*.tmp")):
+            torn.unlink(missing_ok=True)
         self._status("running", "")
         return self
 
@@ -215,7 +211,8 @@ class RunFolder:
         if kind is not None:
             stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
             state = "interrupted" if stopped else "failed"
-            why = "stopped from outside; the same command goes on" if stopped else f"{kind.__name__}: {error}"
+            said = "stopped from outside" if issubclass(kind, SystemExit) else str(error) or "stopped from outside"
+            why = f"{said}; the same command goes on" if stopped else f"{kind.__name__}: {error}"
         try:
             self.finish(state, why)
         except RunError:
@@ -251,99 +248,3 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A run folder as it was read: plain mappings only.
-
-    Args:
-        path: The folder.
-        recipe: The resolved recipe.
-        manifest: Data hash, versions, choices; empty before the run has begun.
-        evals: Rows of evals.jsonl.
-        decisions: Rows of decisions.jsonl.
-        ledger: Exposures and FLOPs; empty before the first flush.
-        status: `state` and `why`; a run that was killed reads as interrupted.
-        scores: Score cards by file stem such as "test-ar", and "summary".
-        tuning: Trials that chose this run's settings, `{"trials": 0}` where there was no tuning.
-    """
-
-    path: Path
-    recipe: Mapping[str, Any]
-    manifest: Mapping[str, Any]
-    evals: tuple[Mapping[str, Any], ...]
-    decisions: tuple[Mapping[str, Any], ...]
-    ledger: Mapping[str, Any]
-    status: Mapping[str, Any]
-    scores: Mapping[str, Mapping[str, Any]]
-    tuning: Mapping[str, Any] = field(default_factory=lambda: {"trials": 0})
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run has spent its budget and was scored."""
-        return self.status.get("state") == "finished"
-
-
-def read_run(path: str | Path) -> RunRecord:
-    """Read a run folder.
-
-    Args:
-        path: The folder.
-
-    Returns:
-        Everything in it but steps, checkpoints and weights; what an unfinished run lacks is empty.
-
-    Raises:
-        RunError: It is no run folder, a file is broken or says what it cannot, or a finished run lacks a file.
-    """
-    path = Path(path)
-    recipe, status = read_recipe(path), read_status(path)
-    needed = ("manifest.json", "evals.jsonl", "ledger.json") if status["state"] == "finished" else ()
-    missing = [name for name in needed if not (path / name).exists()]
-    if missing:
-        raise RunError(f"{path}: says that it is finished but lacks {', '.join(missing)}; restore it or run it again")
-    cards = sorted((path / "scores").glob("[!.]*.json"))
-    manifest = read_json(path / "manifest.json") if (path / "manifest.json").exists() else {}
-    ledger = read_json(path / "ledger.json") if (path / "ledger.json").exists() else {}
-    evals = read_rows(path / "evals.jsonl")
-    check_manifest(path / "manifest.json", manifest)
-    check_ledger(path / "ledger.json", ledger)
-    check_evaluations(path / "evals.jsonl", evals, finished=bool(needed))
-    return RunRecord(
-        path=path,
-        recipe=recipe,
-        manifest=manifest,
-        evals=evals,
-        decisions=read_rows(path / "decisions.jsonl"),
-        ledger=ledger,
-        status=status,
-        scores={card.stem: read_json(card) for card in cards},
-    )
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read the resolved recipe of a run folder.
-
-    Raises:
-        RunError: There is none, or it is not YAML.
-    """
-    try:
-        recipe = yaml.safe_load((path / "recipe.yaml").read_text("utf-8"))
-    except OSError:
-        raise RunError(f"{path}: is no run folder (it has no recipe.yaml); expected what `train` leaves") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path / 'recipe.yaml'}: is not YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(recipe, dict):
-        raise RunError(f"{path / 'recipe.yaml'}: expected `key: value` lines")
-    return recipe
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """Read how a run stands; one that says `running` while nobody holds its lock was interrupted."""
-    if not (path / "status.json").exists():
-        return {"state": "interrupted", "why": "it never began"}
-    status = {"state": "failed", "why": "", **read_json(path / "status.json")}
-    if status["state"] == "running" and not is_locked(path):
-        return {**status, "state": "interrupted", "why": "its process ended without a word (killed, or the power cut)"}
-    return status

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from crossover.evidence.common_grid import losses_at
-from crossover.evidence.crossing import CONFIDENCE, Crossing, by_seed
+from crossover.evidence.common_grid import Axis, losses_at
+from crossover.evidence.crossing import CONFIDENCE, Crossing, by_seed, find_crossing
 from crossover.evidence.curves import Curve
 
 Floats = NDArray[np.float64]
@@ -120,3 +120,28 @@ def confirmed(found: Crossing, held: Sequence[Curve], others: Sequence[Curve]) -
         begin, end = leads.around(made.root)
         return replace(made, ci=(min(made.ci[0], begin), max(made.ci[1], end)))
     return made
+
+
+def claimed_crossing(
+    held: Sequence[Curve], others: Sequence[Curve], axis: Axis, best_so_far: bool, draws: int = 1000, seed: int = 0
+) -> Crossing:
+    """Find where one arm passes another, and claim no more than its documents and its seeds bear.
+
+    The one way to a claim: `find_crossing`, then `confirmed`.
+
+    Args:
+        held: Curves of the arm that may be passed.
+        others: Curves of the arm that may pass.
+        axis: What is matched.
+        best_so_far: Compare the best evaluation so far, else the latest.
+        draws: Bootstrap draws.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The crossing.
+
+    Raises:
+        RunError: The curves have no compute in common or other documents.
+    """
+    found = find_crossing(held, others, axis=axis, best_so_far=best_so_far, draws=draws, seed=seed)
+    return confirmed(found, held, others)

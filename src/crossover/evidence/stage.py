@@ -10,8 +10,9 @@ from typing import Any
 
 from crossover.control.signals.fold import fold_of
 from crossover.errors import RecipeError, RunError
+from crossover.evidence.checked import check_manifest, check_signals
 from crossover.evidence.files import read_json, read_rows
-from crossover.evidence.run import read_recipe
+from crossover.evidence.record import read_recipe
 from crossover.model.shapes import shape_of, training_flops
 from crossover.recipe import Recipe, resolve
 from crossover.records import Watching
@@ -110,12 +111,17 @@ def _records(run: Path) -> tuple[dict[str, Any], tuple[Row, ...]]:
                 f"version made it; train it again to replay it"
             )
     manifest, rows = read_json(run / "manifest.json"), read_rows(run / "signals.jsonl")
-    if not isinstance(manifest.get("train_tokens"), int):
+    check_manifest(run / "manifest.json", manifest)
+    if not isinstance(manifest.get("train_tokens"), int) or manifest["train_tokens"] < 1:
         raise RunError(f"{run / 'manifest.json'}: has no train_tokens; restore the file")
     for number, row in enumerate(rows, 1):
         lacking = [key for key in ASKED if row.get("asked") and row.get(key) is None]
         if lacking:
             raise RunError(f"{run / 'signals.jsonl'}, line {number}: lacks {', '.join(lacking)}; restore the file")
+    budget = manifest.get("budget") or {}
+    if budget.get("currency") == "flops" and budget.get("amount") is None:
+        raise RunError(f"{run / 'manifest.json'}: budget has no amount; restore the file")
+    check_signals(run / "signals.jsonl", rows)
     if not any(row.get("asked") for row in rows):
         raise RunError(f"{run / 'signals.jsonl'}: the controller was never asked; let the run begin")
     return manifest, rows
@@ -150,7 +156,11 @@ def _head_rows(recipe: Recipe, manifest: Row) -> int | None:
         return int(told)
     # A price is linear in the head's rows.
     for name, price in (manifest.get("flops_per_token") or {}).items():
-        none, one = _price(recipe, name, 0), _price(recipe, name, 1)
+        try:
+            none, one = _price(recipe, name, 0), _price(recipe, name, 1)
+        except RecipeError:
+            # An objective that this version does not know; another one tells the same.
+            continue
         rows = (price - none) / (one - none)
         # A version that counts otherwise gives no whole number.
         return round(rows) if rows > 0 and abs(rows - round(rows)) < 1e-3 else None

@@ -13,17 +13,17 @@ import yaml
 
 from crossover.errors import CrossoverError, RunError
 from crossover.evidence.adoption import adopt_trials
-from crossover.evidence.branches import Branch, branches_of, forget_fork, is_horizon_free
+from crossover.evidence.branches import branches_of, forget_fork
 from crossover.evidence.definition import Study, read_study
 from crossover.evidence.files import dumps, write_text
 from crossover.evidence.grid import costs_of, dear_evaluations, longest_first, share_grid
 from crossover.evidence.overview import Overview
-from crossover.evidence.run import RunRecord, read_run, read_status
+from crossover.evidence.record import RunRecord, read_run, read_status
+from crossover.evidence.runlist import STAGES, Planned, runs_of
 from crossover.evidence.sinks.tee import require_sinks
+from crossover.evidence.study_folder import folder_of, take_folder
 from crossover.evidence.tune import choose, draw_trials, read_chosen, write_chosen
-from crossover.evidence.workers import Job, cores, pack, run_jobs, share, tail
-from crossover.sections import budget_label
-from crossover.trees import differences
+from crossover.evidence.workers import Job, cores, pack, run_jobs, share, tail, under_torchrun
 
 Notify = Callable[[str], None]
 
@@ -58,6 +58,7 @@ def run_study(
     *,
     folder: str | Path | None = None,
     jobs: int | None = None,
+    processes: int = 1,
     trust: bool = False,
     notify: Notify = print,
 ) -> StudyResult:
@@ -68,7 +69,8 @@ def run_study(
         overrides: `study.key=value`, or `key=value` for the recipe of every arm.
         folder: Where it lives; None means `runs/<study name>`.
         jobs: Runs at the same time, each a process; None means what the file says. The cores are divided among
-            them, and no more go at a time than there are cores for; on a machine with a GPU they share it.
+            them, and no more go at a time than there are cores for; a machine's GPUs are dealt to them.
+        processes: Processes that train each run together, under torchrun.
         trust: Whether the recipe's `imports` may run, here and in the workers.
         notify: Where lines for people go.
 
@@ -80,59 +82,68 @@ def run_study(
         RunError: The folder belongs to another study, or the data cannot be prepared.
     """
     study = read_study(path, overrides, trust=trust)
-    require_sinks(study.sinks)
     jobs = jobs or study.jobs
-    where = Path(folder) if folder is not None else Path("runs") / study.name
-    runs = len(study.arms) * max(len(study.seeds), study.tune.trials if study.tune else 0)
-    threads = take_folder(study, where, share(jobs, runs))
-    # For the report's "how to reproduce"; another spelling of the same study is not another study.
-    write_text(where / "started.json", dumps({"study": str(path), "overrides": list(overrides)}) + "\n")
-    runner = _Runner(study, where, jobs, threads, trust, notify)
-    ended = runner.tune() and runner.seeds() and runner.branches()
+    count = len(study.arms) * max(len(study.seeds), study.tune.trials if study.tune else 0)
+    threads = max(1, share(jobs, count) // processes)
+    runs = begin_study(study, path, overrides, folder, threads=threads, processes=processes, trust=trust, notify=notify)
+    ended = all(_work(runs, stage, jobs) for stage in STAGES)
     if not ended:
-        notify(f"Stopped. The same command goes on from here; what is done is kept in {where}.")
-    finished, failed = runner.outcome()
-    return StudyResult(where, finished, failed, not ended, _report(where, notify))
+        notify(f"Stopped. The same command goes on from here; what is done is kept in {runs.folder}.")
+    finished, failed = runs.outcome()
+    return StudyResult(runs.folder, finished, failed, not ended, report_of(runs.folder, notify))
 
 
-def take_folder(study: Study, folder: Path, threads: int) -> int:
-    """Make the folder for a study, or take it up again if it was made for the same one or for fewer of its seeds.
+def _work(runs: StudyRuns, stage: str, jobs: int) -> bool:
+    """Run what is missing of a stage, so many at a time; False when stopped."""
+    missing = runs.missing(stage, runs.may_begin)
+    if missing is None:
+        return False
+    missing = runs.not_under_way(missing)
+    if missing:
+        workers, told = pack(jobs, len(missing), max(job.threads * job.processes for job in missing))
+        runs.notify(told)
+        with Overview(runs.folder, [run.name for run in runs.planned(stage)], runs.notify) as overview:
+            if run_jobs(missing, workers=workers, watch=overview.watch, ended=overview.ended).interrupted:
+                return False
+    runs.settle(stage)
+    return True
+
+
+def begin_study(
+    study: Study,
+    path: str | Path,
+    overrides: Sequence[str],
+    folder: str | Path | None,
+    *,
+    threads: int,
+    processes: int,
+    trust: bool,
+    notify: Notify,
+) -> StudyRuns:
+    """Take the folder of a study, for whoever will start its runs.
 
     Args:
         study: The study.
-        folder: Its folder.
-        threads: CPU threads of each run, should the folder be new.
+        path: Its file.
+        overrides: What was set besides.
+        folder: Where it lives; None means `runs/<study name>`.
+        threads: CPU threads of each process of a run, should the folder be new.
+        processes: Processes of each run.
+        trust: Whether the recipe's `imports` may run in the workers.
+        notify: Where lines for people go.
 
     Returns:
-        CPU threads of each run: what the folder was made with, since they change rounding.
+        Its runs.
 
     Raises:
-        RunError: The folder belongs to another study or holds something else.
+        RunError: The folder belongs to another study, or a sink's extra is missing.
     """
-    path = folder / "study.yaml"
-    if path.exists():
-        before = yaml.safe_load(path.read_text("utf-8"))
-        if not isinstance(before, dict) or not isinstance(before.get("threads"), int):
-            raise RunError(f"{path}: is not what a study leaves; restore it, or name another folder")
-        threads = before["threads"]
-        # Through YAML and back, so that tuples and lists do not count as a difference.
-        now = yaml.safe_load(yaml.safe_dump(study.definition(threads)))
-        changed = differences(before, now)
-        if list(changed) == ["seeds"] and set(before["seeds"]) < set(now["seeds"]):
-            # More seeds of the same runs change none that exists.
-            write_text(path, yaml.safe_dump(study.definition(threads), sort_keys=False, allow_unicode=True))
-            changed = {}
-        if changed:
-            lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
-            raise RunError(
-                f"{folder}: belongs to another study; {len(changed)} setting(s) differ:\n{lines}\n"
-                f"Name another folder (--folder), undo the change, or delete the folder if its runs are not needed"
-            )
-        return threads
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunError(f"{folder}: holds files but no study.yaml, so it is no study's folder; name another folder")
-    write_text(path, yaml.safe_dump(study.definition(threads), sort_keys=False, allow_unicode=True))
-    return threads
+    require_sinks(study.sinks)
+    where = folder_of(study, folder)
+    threads = take_folder(study, where, threads)
+    # For the report's "how to reproduce"; another spelling of the same study is not another study.
+    write_text(where / "started.json", dumps({"study": str(path), "overrides": list(overrides)}) + "\n")
+    return StudyRuns(study, where, threads, trust, notify, processes)
 
 
 def train_command(recipe: Path, folder: Path, *options: str, trust: bool) -> tuple[str, ...]:
@@ -146,36 +157,101 @@ def prepare_command(recipe: Path, *, trust: bool) -> tuple[str, ...]:
     return (sys.executable, "-m", "crossover", "prepare", str(recipe), *(("--trust",) if trust else ()))
 
 
-@dataclass
-class _Runner:
+@dataclass(frozen=True)
+class StudyRuns:
+    """The runs of a study in its folder, stage by stage, whoever starts them.
+
+    Args:
+        study: The study.
+        folder: Its folder.
+        threads: CPU threads of each process of a run.
+        trust: Whether the recipe's `imports` may run in the workers.
+        notify: Where lines for people go.
+        processes: Processes of each run.
+    """
+
     study: Study
     folder: Path
-    jobs: int
     threads: int
-    trust: bool
-    notify: Notify
+    trust: bool = False
+    notify: Notify = print
+    processes: int = 1
 
-    def tune(self) -> bool:
-        """Run the trials of every arm and choose; False when stopped."""
-        tune = self.study.tune
-        if tune is None:
-            return True
-        trials = draw_trials(tune)
+    def planned(self, stage: str) -> list[Planned]:
+        """List a stage's runs whose settings are known; a trial of an arm whose settings are chosen is none."""
         chosen = read_chosen(self.folder)
-        budget = tune.budget or self.study.budget
-        wanted = [arm for arm in self.study.arms if arm not in chosen]
-        plan = {
-            f"tune/{arm}/trial-{index}": self.study.recipe(
-                arm, tune.seed, chosen=settings, budget=budget, threads=self.threads,
-                name=f"{self.study.name}-{arm}-trial-{index}",
-            )
-            for arm in wanted
-            for index, settings in enumerate(trials)
-        }  # fmt: skip
-        if not self._run("tune", plan):
-            return False
-        for arm in wanted:
-            records = [try_read(self.folder / f"tune/{arm}/trial-{index}") for index in range(len(trials))]
+        runs = runs_of(self.study, stage, chosen, self.threads)
+        return [run for run in runs if run.recipe is not None and not (stage == "tune" and run.arm in chosen)]
+
+    def state(self, name: str) -> str:
+        """Say how a run stands: running, finished, failed or interrupted."""
+        return str(read_status(self.folder / name)["state"])
+
+    def may_begin(self, run: Planned) -> bool:
+        """Say whether all that a run needs is finished; trials that failed hold nothing up once settings are chosen."""
+        return run.stage != "branches" or all(self.state(name) == "finished" for name in run.needs)
+
+    def missing(self, stage: str, may: Callable[[Planned], bool]) -> list[Job] | None:
+        """Make ready what is missing of a stage: texts prepared, one grid, recipes written.
+
+        Args:
+            stage: One of `STAGES`.
+            may: Whether a run is to be started now.
+
+        Returns:
+            A job for each run that is not finished, the longest first; None when a person stopped it.
+
+        Raises:
+            RunError: The data cannot be prepared.
+        """
+        runs = {run.name: run for run in self.planned(stage) if may(run)}
+        plan = {name: run.recipe for name, run in runs.items() if run.recipe is not None}
+        if all(self.state(name) == "finished" for name in plan):
+            return []
+        if not self._prepare(plan):
+            return None
+        # All runs of the phase have a say, the finished ones too: the curves of a study share their grid.
+        phase = "tune" if stage == "tune" else "seeds"
+        costs = costs_of(plan)
+        share_grid(self.folder, phase, plan, costs)
+        if told := dear_evaluations(plan, costs):
+            self.notify(told)
+        if stage == "seeds":
+            # A run that keeps forks is made, also where a trial was the same: the trial kept none.
+            adopt_trials(self.folder, {name: plan[name] for name in plan if not runs[name].keeps}, self.notify)
+        order = [name for name in longest_first(plan, costs) if self.state(name) != "finished"]
+        for name in order:
+            self._write_recipe(name, plan[name])
+        return [self.job(runs[name]) for name in order]
+
+    def not_under_way(self, jobs: Sequence[Job]) -> list[Job]:
+        """Leave out the runs that another command's process is training, and say which these are."""
+        others = [job.name for job in jobs if self.state(job.name) == "running"]
+        if others:
+            self.notify(f"left to the process that trains it: {', '.join(others)}")
+        return [job for job in jobs if job.name not in others]
+
+    def settle(self, stage: str) -> None:
+        """Do what the end of a stage asks for: choose what tuning found, forget forks whose branches are made."""
+        if stage == "tune" and self.study.tune is not None:
+            self._choose(draw_trials(self.study.tune))
+        for run in self.planned(stage):
+            if run.trunk and self.state(run.name) == "finished":
+                forget_fork(self.folder / run.trunk, run.amount)
+
+    def _choose(self, trials: Sequence[Mapping[str, Any]]) -> None:
+        chosen = read_chosen(self.folder)
+        for arm in [arm for arm in self.study.arms if arm not in chosen]:
+            names = [f"tune/{arm}/trial-{index}" for index in range(len(trials))]
+            # A trial that failed has been tried. One that was stopped, or goes on elsewhere, has not: every arm gets
+            # the same number of trials.
+            if still := [name for name in names if self.state(name) not in ("finished", "failed")]:
+                self.notify(
+                    f"{arm}: its settings are chosen when all of its {len(trials)} trials have ended; give the same "
+                    f"command again for {', '.join(f'{name} ({self.state(name)})' for name in still)}"
+                )
+                continue
+            records = [try_read(self.folder / name) for name in names]
             try:
                 chosen[arm] = choose(arm, trials, records)
             except RunError as error:
@@ -183,96 +259,26 @@ class _Runner:
                 continue
             write_chosen(self.folder, chosen)
             self.notify(_chosen_line(arm, chosen[arm]))
-        return True
 
-    def seeds(self) -> bool:
-        """Run every arm with every seed; False when stopped."""
-        plan = self.plan()
-        forks = [text for amount in self.study.budgets for text in ("--fork-for", repr(amount))]
-        free = self._horizon_free(plan)
-        return self._run("seeds", plan, {name: forks for name in plan if free[name.split("/")[0]]})
-
-    def branches(self) -> bool:
-        """Run every arm with every seed at the smaller budgets too; False when stopped."""
-        plan = self.plan()
-        arms = [arm for arm in self.study.arms if self._arm_finished(arm)]
-        found = branches_of(arms, self.study.seeds, self.study.budgets)
-        shorter = {branch.name: self._shorter(plan[f"{branch.arm}/seed-{branch.seed}"], branch) for branch in found}
-        begun = {branch.name: ["--branch-of", str(self.folder / branch.trunk)] for branch in found}
-        if not self._run("seeds", shorter, begun):
-            return False
-        for branch in found:
-            if self._finished(branch.name):
-                forget_fork(self.folder / branch.trunk, branch.amount)
-        return True
-
-    def _horizon_free(self, plan: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
-        first = f"/seed-{self.study.seeds[0]}"
-        return {name.removesuffix(first): is_horizon_free(plan[name], name) for name in plan if name.endswith(first)}
-
-    def _shorter(self, recipe: Mapping[str, Any], branch: Branch) -> dict[str, Any]:
-        budget = {**recipe["budget"], next(iter(self.study.budget)): branch.amount}
-        return {**recipe, "name": f"{recipe['name']}-at-{budget_label(branch.amount)}", "budget": budget}
-
-    def plan(self) -> dict[str, dict[str, Any]]:
-        """Resolve the recipe of every run whose settings are known (an arm that could not be tuned has none)."""
-        chosen = read_chosen(self.folder)
-        arms = [arm for arm in self.study.arms if self.study.tune is None or arm in chosen]
-        return {
-            f"{arm}/seed-{seed}": self.study.recipe(
-                arm, seed, chosen=chosen.get(arm, {}).get("chosen", {}), budget=self.study.budget,
-                threads=self.threads, name=f"{self.study.name}-{arm}-seed-{seed}",
-            )
-            for arm in arms
-            for seed in self.study.seeds
-        }  # fmt: skip
-
-    def _run(
-        self, phase: str, plan: Mapping[str, dict[str, Any]], options: Mapping[str, Sequence[str]] | None = None
-    ) -> bool:
-        """Run the runs of a plan that are not finished, each with its options; False when stopped."""
-        if all(self._finished(name) for name in plan):
-            return True
-        trust = self.trust and bool(self.study.base.get("imports"))
-        if not self._prepare(plan, trust):
-            return False
-        # All runs of the phase have a say, the finished ones too: the curves of a study share their grid.
-        costs = costs_of(plan)
-        share_grid(self.folder, phase, plan, costs)
-        if told := dear_evaluations(plan, costs):
-            self.notify(told)
-        options = options or {}
-        if phase == "seeds":
-            # A run that keeps forks is made, also where a trial was the same: the trial kept none.
-            adopt_trials(self.folder, {name: plan[name] for name in plan if not options.get(name)}, self.notify)
-        todo = [name for name in plan if not self._finished(name)]
-        if not todo:
-            return True
-        order = [name for name in longest_first(plan, costs) if name in todo]
-        jobs = [self._job(name, plan[name], options.get(name, ()), trust) for name in order]
-        workers, told = pack(self.jobs, len(jobs), max(job.threads for job in jobs))
-        self.notify(told)
-        with Overview(self.folder, list(plan), self.notify) as overview:
-            fleet = run_jobs(jobs, workers=workers, watch=overview.watch, ended=overview.ended)
-        return not fleet.interrupted
-
-    def _arm_finished(self, arm: str) -> bool:
-        return all(self._finished(f"{arm}/seed-{seed}") for seed in self.study.seeds)
-
-    def _finished(self, name: str) -> bool:
-        return read_status(self.folder / name)["state"] == "finished"
-
-    def _job(self, name: str, recipe: Mapping[str, Any], options: Sequence[str], trust: bool) -> Job:
-        command = train_command(self._write_recipe(name, recipe), self.folder / name, *options, trust=trust)
+    def job(self, run: Planned) -> Job:
+        """Say how a run is started."""
+        options = [text for amount in run.keeps for text in ("--fork-for", repr(amount))]
+        options += ["--branch-of", str(self.folder / run.trunk)] if run.trunk else []
+        command = train_command(self._recipe(run.name), self.folder / run.name, *options, trust=self._trusts())
         # The recipe's number is what the run computes with; its environment must not say another one.
-        return Job(name, command, self.folder / name, self._log(name), recipe["training"]["threads"])
+        threads = run.recipe["training"]["threads"] if run.recipe is not None else self.threads
+        command = under_torchrun(command, self.processes)
+        return Job(run.name, command, self.folder / run.name, self._log(run.name), threads, self.processes)
 
-    def _prepare(self, plan: Mapping[str, Mapping[str, Any]], trust: bool) -> bool:
+    def _trusts(self) -> bool:
+        return self.trust and bool(self.study.base.get("imports"))
+
+    def _prepare(self, plan: Mapping[str, Mapping[str, Any]]) -> bool:
         """Prepare each distinct text once, before workers could race for it."""
         texts = {json.dumps(recipe.get("data"), sort_keys=True, default=str): name for name, recipe in plan.items()}
         for index, name in enumerate(texts.values()):
             log = self.folder / "logs" / f"prepare-{index}.txt"
-            command = prepare_command(self._write_recipe(f"prepare-{index}", plan[name]), trust=trust)
+            command = prepare_command(self._write_recipe(f"prepare-{index}", plan[name]), trust=self._trusts())
             fleet = run_jobs([Job("prepare", command, self.folder, log, cores())], workers=1)
             if fleet.interrupted:
                 return False
@@ -280,8 +286,11 @@ class _Runner:
                 raise RunError(f"the data cannot be prepared; the end of {log}:\n{tail(log)}")
         return True
 
+    def _recipe(self, name: str) -> Path:
+        return self.folder / "recipes" / f"{name.replace('/', '-')}.yaml"
+
     def _write_recipe(self, name: str, recipe: Mapping[str, Any]) -> Path:
-        path = self.folder / "recipes" / f"{name.replace('/', '-')}.yaml"
+        path = self._recipe(name)
         write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
         return path
 
@@ -311,7 +320,7 @@ def _chosen_line(arm: str, result: Mapping[str, Any]) -> str:
     )
 
 
-def _report(folder: Path, notify: Notify) -> Path | None:
+def report_of(folder: Path, notify: Notify) -> Path | None:
     """Write the report; a report that fails does not take the runs with it."""
     from crossover.evidence.report import write_report
 

@@ -13,7 +13,7 @@ from crossover.control.signals.scene import Scene, Signal
 from crossover.errors import RunError
 from crossover.evidence.compare import source_name
 from crossover.evidence.files import read_rows
-from crossover.evidence.run import RunRecord
+from crossover.evidence.record import RunRecord
 from crossover.evidence.view import read_view
 from crossover.records import Mix
 from crossover.registry import component_of

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossover.errors import RunError, nearest
+from crossover.evidence.checked import are_scores, is_number
 from crossover.evidence.conditions import Differences, settle
 from crossover.evidence.files import read_json
 from crossover.trees import flatten
@@ -77,6 +78,7 @@ def compare_tasks(
     pairs = _pairs(_read(first, tasks), _read(second, tasks), "procedure" in allow)
     if not pairs:
         raise RunError(f"{first} and {second}: have no task under the same procedure in common; --allow procedure")
+    _refuse_other_items(first, second, pairs)
     conditions = [(str(one["task"]), conditions_of(one), conditions_of(two)) for one, two in pairs]
     allowed = settle(conditions, allow, first, second)
     return tuple(item for pair, fields in zip(pairs, allowed, strict=True) for item in _differences(*pair, fields))
@@ -89,7 +91,7 @@ def _read(path: Path | str, tasks: Sequence[str]) -> list[dict[str, Any]]:
     else:
         folders = [folder for folder in (path / "scores" / "tasks", path) if folder.is_dir()]
         places = sorted(folders[0].glob("[!.]*.json")) if folders else []
-    rows = [row for place in places if all(key in (row := read_json(place)) for key in _NEEDED)]
+    rows = [_checked(place, row) for place in places if all(key in (row := read_json(place)) for key in _NEEDED)]
     if not rows:
         raise RunError(f"{path}: holds no scores of tasks; `crossover eval {path} tasks=...` leaves them")
     names = {str(row["task"]) for row in rows}
@@ -97,6 +99,30 @@ def _read(path: Path | str, tasks: Sequence[str]) -> list[dict[str, Any]]:
         if task not in names:
             raise RunError(f"{path}: has no score of the task '{task}'; {nearest(task, names)}")
     return [row for row in rows if not tasks or row["task"] in tasks]
+
+
+def _checked(path: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a score whose answers cannot be reckoned with."""
+    tables = {name: row[name] for name in ("measures", "card", "answers")}
+    wrong = next((name for name, value in tables.items() if not isinstance(value, Mapping)), None)
+    wrong = next((name for name in ("task", "procedure") if not isinstance(row[name], str)), wrong)
+    if wrong is None:
+        measured = all(
+            isinstance(value, Mapping) and "value" in value and (value["value"] is None or is_number(value["value"]))
+            for value in row["measures"].values()
+        )
+        answered = all(isinstance(part, Mapping) and _fit(part) for part in row["answers"].values())
+        wrong = "measures" if not measured else "answers" if not answered or not row["answers"] else None
+    if wrong is not None:
+        raise RunError(f"{path}: {wrong} is of another kind than `crossover eval` writes; score again")
+    return row
+
+
+def _fit(part: Mapping[str, Any]) -> bool:
+    """Say whether the lists of a part are of the same items."""
+    sizes = {len(values) if are_scores(values) else 0 for values in part.values()}
+    known = part.get("gold_bytes")
+    return len(sizes) == 1 and 0 not in sizes and (known is None or None in known or sum(known) > 0)
 
 
 def _pairs(
@@ -128,8 +154,6 @@ def conditions_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _differences(one: Mapping[str, Any], two: Mapping[str, Any], allowed: Differences) -> list[TaskDifference]:
     parts = [(_lists(one, name), _lists(two, name)) for name in one["answers"] if name in two["answers"]]
-    if any(len(left[key]) != len(right[key]) for left, right in parts for key in left if key in right):
-        raise RunError(f"{one['task']}: the two were not asked the same items; score both with the same limit")
     names = [name for name in one["measures"] if name in two["measures"]]
     found = []
     for name in names:
@@ -137,6 +161,18 @@ def _differences(one: Mapping[str, Any], two: Mapping[str, Any], allowed: Differ
         if all(key in side for pair in parts for side in pair for key in keys):
             found.append(_difference(one, two, name, parts, allowed))
     return found
+
+
+def _refuse_other_items(
+    first: Path | str, second: Path | str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+) -> None:
+    for one, two in pairs:
+        shared = [(part, two["answers"][name]) for name, part in one["answers"].items() if name in two["answers"]]
+        if not shared or any(
+            len(left[key]) != len(right[key]) for left, right in shared for key in left if key in right
+        ):
+            what = f"{one['task']}: the two were not asked the same items"
+            raise RunError(f"{first} and {second}: {what}; score both with the same limit")
 
 
 def _lists(row: Mapping[str, Any], task: str) -> dict[str, Floats]:

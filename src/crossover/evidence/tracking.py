@@ -23,9 +23,10 @@ from crossover.evidence.compare import is_autoregressive
 from crossover.evidence.conditions import settle
 from crossover.evidence.curves import Curve
 from crossover.evidence.files import dumps, read_json, write_text
-from crossover.evidence.run import RunRecord
+from crossover.evidence.record import RunRecord
 from crossover.evidence.task_cards import conditions_of
 from crossover.evidence.view import View, read_view
+from crossover.folders import step_folder, steps_in
 
 Floats = NDArray[np.float64]
 CLOCK = ("step", "data_tokens", "epochs", "flops", "flops_6nd")
@@ -59,7 +60,7 @@ def folder_of(run: Path) -> Path:
 
 
 def _path(run: Path, step: int, name: str) -> Path:
-    return folder_of(run) / f"step-{step:09d}" / f"{name}.json"
+    return step_folder(folder_of(run), step) / f"{name}.json"
 
 
 def is_scored(run: Path, step: int, name: str, asked: Mapping[str, Any]) -> bool:
@@ -101,7 +102,7 @@ def read_scores(run: Path) -> tuple[Score, ...]:
         RunError: A file is broken.
     """
     found = []
-    for path in sorted(folder_of(run).glob("step-*/[!.]*.json")):
+    for path in [path for folder in steps_in(folder_of(run)).values() for path in sorted(folder.glob("[!.]*.json"))]:
         tree = read_json(path)
         try:
             measures = {key: (value, error) for key, (value, error) in tree["measures"].items()}

@@ -12,7 +12,7 @@ from typing import Any
 from crossover.errors import RecipeError, RunError
 from crossover.evidence.curves import best_mode
 from crossover.evidence.files import dumps, read_json, write_text
-from crossover.evidence.run import RunRecord
+from crossover.evidence.record import RunRecord
 from crossover.streams import stream
 
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from crossover.errors import RunError
 from crossover.evidence.branches import branches_of
-from crossover.evidence.curves import curve, headline_mode, procedures_of
+from crossover.evidence.checked import is_number
+from crossover.evidence.curves import Curve, curve, headline_mode, procedures_of
 from crossover.evidence.definition import ARM_NAME
 from crossover.evidence.files import read_json, read_rows
 from crossover.evidence.ladder import ladders
 from crossover.evidence.plots import ArmCurves, Handover
-from crossover.evidence.run import RunRecord, read_run
+from crossover.evidence.record import RunRecord, read_run
 from crossover.evidence.tune import read_chosen
+from crossover.parsing import LARGEST_YAML_BYTES, parse_yaml, read_bounded
 
-# Steps on each side of a decision over which the gradient norm is averaged.
-AROUND_STEPS = 16
+# Steps on each side of a change whose gradient norms are kept.
+NEAR_STEPS = 48
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class View:
         reproduce: Commands that make it again.
         branches: Finished runs of smaller budgets of each arm; none where the study has one budget.
         budgets: The smaller budgets.
+        seeds: Seeds of a study's arms; empty for runs that no study planned.
     """
 
     folder: Path
@@ -53,11 +56,22 @@ class View:
     reproduce: tuple[str, ...]
     branches: Mapping[str, tuple[RunRecord, ...]] = field(default_factory=dict)
     budgets: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def branch_names(self) -> frozenset[str]:
+        """Names that runs of smaller budgets have in `missing`."""
+        return frozenset(branch.name for branch in branches_of(tuple(self.arms), self.seeds, self.budgets))
 
     @property
     def runs(self) -> list[RunRecord]:
         """All runs of the study's own budget that have begun."""
         return [run for runs in self.arms.values() for run in runs]
+
+    @cached_property
+    def norms(self) -> dict[Path, dict[int, float]]:
+        """Gradient norms around changes, by run folder and step; read once, as they stand in the longest file."""
+        return {run.path: gradient_norms(run) for run in self.runs}
 
 
 def read_view(folder: str | Path) -> View:
@@ -125,7 +139,7 @@ class _Written:
 def _written(folder: Path) -> _Written:
     path = folder / "study.yaml"
     try:
-        definition = yaml.safe_load(path.read_text("utf-8"))
+        definition = parse_yaml(read_bounded(path, LARGEST_YAML_BYTES).decode("utf-8"))
         arms, seeds = definition["arms"], definition["seeds"]
         budgets = tuple(float(amount) for amount in definition.get("budgets") or ())
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -177,6 +191,7 @@ def _study_view(folder: Path) -> View:
         reproduce=_commands(folder),
         branches=branches,
         budgets=budgets,
+        seeds=seeds,
     )
 
 
@@ -231,18 +246,18 @@ def arm_curves(view: View) -> list[ArmCurves]:
     found = _run_curves(view)
     decayed = {arm.arm: {mode: ladders(arm.arm, view.arms[arm.arm], view.branches.get(arm.arm, ()), mode)
                          for mode in arm.curves} for arm in found}  # fmt: skip
-    whole = all(
-        all(len(one.flops_E) == len(view.budgets) + 1 for one in made[arm.headline])
-        and len(made[arm.headline]) == len(arm.curves[arm.headline])
-        for arm in found
-        for made in (decayed[arm.arm],)
-    )
-    if not view.budgets or not whole:
+    if not view.budgets or not all(_is_whole(view, arm, decayed[arm.arm][arm.headline]) for arm in found):
         return found
     return [
         replace(arm, curves={mode: curves for mode, curves in decayed[arm.arm].items() if curves}, trunks=arm.curves)
         for arm in found
     ]
+
+
+def _is_whole(view: View, arm: ArmCurves, decayed: Sequence[Curve]) -> bool:
+    """Say whether each seed of an arm has a decayed point at every budget."""
+    budgets, seeds = len(view.budgets) + 1, len(arm.curves[arm.headline])
+    return [len(one.flops_E) for one in decayed] == [budgets] * seeds
 
 
 def _run_curves(view: View) -> list[ArmCurves]:
@@ -304,30 +319,26 @@ def evidence_of(row: Mapping[str, Any]) -> list[str]:
     return [str(kind) for kind in kinds] if isinstance(kinds, Sequence) and not isinstance(kinds, str) else []
 
 
-def norms_around(run: RunRecord) -> dict[int, tuple[float | None, float | None]]:
-    """Average the gradient norm over the 16 steps before and the 16 steps from each change on.
+def change_steps(run: RunRecord) -> list[int]:
+    """Give the steps that a run's changes take effect in."""
+    return [row["step"] for row in changes(run) if isinstance(row.get("step"), int)]
+
+
+def gradient_norms(run: RunRecord) -> dict[int, float]:
+    """Read the gradient norms around the changes of a run.
 
     Args:
-        run: The run; its steps.jsonl is read only when it has a change.
+        run: The run; without a change its steps.jsonl is left alone.
 
     Returns:
-        The two means by the step that a change takes effect in; None where no norm was recorded.
+        The norm before clipping, by step, of the steps near a change that recorded one.
 
     Raises:
         RunError: steps.jsonl is broken.
     """
-    starts = [row["step"] for row in changes(run) if isinstance(row.get("step"), int)]
-    if not starts:
-        return {}
-    norms = {
+    near = {start + at for start in change_steps(run) for at in range(-NEAR_STEPS, NEAR_STEPS + 1)}
+    return {
         row["step"]: float(row["grad_norm"])
-        for row in read_rows(run.path / "steps.jsonl")
-        if isinstance(row.get("grad_norm"), int | float) and isinstance(row.get("step"), int)
+        for row in (read_rows(run.path / "steps.jsonl") if near else ())
+        if is_number(row.get("grad_norm")) and isinstance(row.get("step"), int) and row["step"] in near
     }
-
-    def mean(steps: range) -> float | None:
-        known = [norms[step] for step in steps if step in norms]
-        return float(np.mean(known)) if known else None
-
-    # A decision's row carries the step that it takes effect in: that step is the first one after it.
-    return {at: (mean(range(at - AROUND_STEPS, at)), mean(range(at, at + AROUND_STEPS))) for at in starts}

@@ -22,12 +22,12 @@ from urllib.parse import urlsplit
 
 from crossover.errors import CrossoverError, RunError
 from crossover.evidence.files import dumps
-from crossover.evidence.lock import is_locked
 from crossover.evidence.page.render import Live, render_problem
 from crossover.evidence.page.words import encodable
+from crossover.evidence.record import read_recipe
 from crossover.evidence.report import Report, build_report
-from crossover.evidence.run import read_recipe
 from crossover.evidence.view import run_folders
+from crossover.folders import is_locked
 
 HOST = "127.0.0.1"
 # What a report reads of a run folder besides the files in it; weights and checkpoints are large and say nothing.

@@ -18,6 +18,7 @@ from crossover.model.layers import Pieces, can_drive
 from crossover.model.loss import nll_R, weighted_nll
 from crossover.model.routing import Reads, Routed, RouterLosses, Routing
 from crossover.model.shapes import SPARSE, Shape
+from crossover.model.sharding import ALONE
 from crossover.records import Pattern, Vocabulary
 from crossover.streams import torch_seed
 
@@ -48,6 +49,8 @@ class Backbone(nn.Module):
             for name, module in inner.named_modules():
                 if name.endswith((".self_attn.o_proj", ".mlp.down_proj", ".mlp.experts")):
                     module.register_forward_hook(self._drop)
+        # Who else trains it; `crossover.model.sharding.shard` says so.
+        self.world = ALONE
         self.routing = None
         if router_losses is not None:
             self.routing = Routing(router_losses, self.shape.depth, self.shape.experts)
@@ -120,7 +123,7 @@ class Backbone(nn.Module):
         Returns:
             [B, N, D] final states; state i is trained to predict the token after position i.
         """
-        return self.read_states(inputs_BN, positions_BN, plan, None).unflatten(0, inputs_BN.shape)
+        return self._run(inputs_BN, positions_BN, plan, None)[0].unflatten(0, inputs_BN.shape)
 
     def read_states(
         self, inputs_BN: Tensor, positions_BN: Tensor, plan: attention.Plan, reads_R: Tensor | None
@@ -221,11 +224,17 @@ class Backbone(nn.Module):
         Returns:
             [R] float32 nats.
         """
-        return nll_R(self.read_states(inputs_BN, positions_BN, plan, reads_R), self.head_PD, targets_R)
+        return nll_R(self._run(inputs_BN, positions_BN, plan, reads_R)[0], self.head_PD, targets_R)
 
 
 def make_config(
-    shape: Shape, vocabulary: Vocabulary, *, context: int, rope_theta: float = 10_000.0, attention_dropout: float = 0.0
+    shape: Shape,
+    vocabulary: Vocabulary,
+    *,
+    context: int,
+    rope_theta: float = 10_000.0,
+    norm_eps: float = 1e-5,
+    attention_dropout: float = 0.0,
 ) -> Any:
     """Write a shape as a transformers configuration.
 
@@ -234,6 +243,7 @@ def make_config(
         vocabulary: Ids of the special tokens.
         context: Data tokens in a window; positions run from 0 to this.
         rope_theta: Base of the rotary positions.
+        norm_eps: Epsilon of the norms.
         attention_dropout: Dropout of attention probabilities.
 
     Returns:
@@ -258,7 +268,7 @@ def make_config(
         num_key_value_heads=shape.kv_heads,
         head_dim=shape.head_width,
         max_position_embeddings=context + 1,
-        rms_norm_eps=1e-5,
+        rms_norm_eps=norm_eps,
         tie_word_embeddings=shape.tied,
         attention_dropout=attention_dropout,
         bos_token_id=vocabulary.bos_id,
@@ -276,6 +286,7 @@ def build(
     context: int,
     seed: int,
     rope_theta: float = 10_000.0,
+    norm_eps: float = 1e-5,
     residual_dropout: float = 0.0,
     attention_dropout: float = 0.0,
     router_losses: RouterLosses | None = None,
@@ -288,6 +299,7 @@ def build(
         context: Data tokens in a window.
         seed: The recipe's seed; the weights depend on it and on the shape alone.
         rope_theta: Base of the rotary positions.
+        norm_eps: Epsilon of the norms.
         residual_dropout: Dropout at the two output projections of a layer.
         attention_dropout: Dropout of attention probabilities.
         router_losses: Factors on the routers' auxiliary losses.
@@ -295,7 +307,8 @@ def build(
     Returns:
         The backbone on the CPU, float32.
     """
-    config = make_config(shape, vocabulary, context=context, rope_theta=rope_theta, attention_dropout=attention_dropout)
+    rates = {"rope_theta": rope_theta, "norm_eps": norm_eps, "attention_dropout": attention_dropout}
+    config = make_config(shape, vocabulary, context=context, **rates)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "init"))
         return wrap(config, vocabulary, residual_dropout, router_losses)

@@ -23,6 +23,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeDecoderLaye
 
 from crossover.model import attention
 from crossover.model.routing import Routed
+from crossover.model.sharding import within
 
 
 def enter(layer: Any, states_MD: Tensor, cos_BNE: Tensor, signed_sin_BNE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,22 +153,25 @@ class Pieces:
             query, key, value = self.enter(layer, stream_MD, cos_BNE, signed_sin_BNE)
             return self.leave(layer, _attend(layer.self_attn, query, key, value, plan), stream_MD)
 
+        def to_reads(layer: Any, stream_MD: Tensor, reads_R: Tensor) -> tuple[Tensor, Routed | None]:
+            query, key, value = self.enter(layer, stream_MD, cos_BNE, signed_sin_BNE)
+            mixed_MD = _attend(layer.self_attn, query, key, value, plan.of_reads)
+            # Nobody looks at the other states again: their output projection and MLP are left out.
+            rest = mixed_MD.index_select(0, reads_R), stream_MD.index_select(0, reads_R)
+            return self.leave(layer, *rest)
+
         *others, last = body.layers[: inner.config.num_hidden_layers]
         routed = []
         for layer in others:
             if self.checkpointed and torch.is_grad_enabled():
-                states_MD, by_router = checkpoint(through, layer, states_MD, use_reentrant=False)
+                states_MD, by_router = checkpoint(within, layer, through, states_MD, use_reentrant=False)
             else:
-                states_MD, by_router = through(layer, states_MD)
+                states_MD, by_router = within(layer, through, states_MD)
             routed.append(by_router)
         if reads_R is None:
-            states_MD, by_router = through(last, states_MD)
+            states_MD, by_router = within(last, through, states_MD)
         else:
-            query, key, value = self.enter(last, states_MD, cos_BNE, signed_sin_BNE)
-            mixed_MD = _attend(last.self_attn, query, key, value, plan.of_reads)
-            # Nobody looks at the other states again: their output projection and MLP are left out.
-            rest = mixed_MD.index_select(0, reads_R), states_MD.index_select(0, reads_R)
-            states_MD, by_router = self.leave(last, *rest)
+            states_MD, by_router = within(last, to_reads, states_MD, reads_R)
         routed.append(by_router)
         return body.norm(states_MD), tuple(item for item in routed if item is not None)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from crossover.model.sharding import local, part_of
 from crossover.streams import torch_seed
 
 
@@ -31,7 +32,8 @@ def perturbed(model: nn.Module, deviation: float, seed: int, step: int) -> Itera
     a deviation of sqrt(p / (1 - p)) has the variance of dropping weights at rate p. The noise is relative, so that one
     setting suits all matrices, and it is one draw for a whole step: all its micro-batches, and all ranks, see the same
     weights. Gradients are those at the noisy weights; whoever applies them does so to the clean ones, which are put
-    back as they were, bit for bit. Held for that, the clean matrices take the room of the weights once more.
+    back as they were, bit for bit. Held for that, the clean matrices take the room of the weights once more. Where the
+    weights are spread over processes, each draws the noise of a whole matrix and keeps its own part.
 
     Args:
         model: A transformers causal language model, changed in place.
@@ -47,14 +49,15 @@ def perturbed(model: nn.Module, deviation: float, seed: int, step: int) -> Itera
     try:
         with torch.no_grad():
             for name in noisy_names(model) if deviation > 0 else ():
-                weight = weights[name]
-                clean[name] = weight.clone()
-                weight.mul_(1 + deviation * _normal(weight, torch_seed(seed, f"parameter noise/{name}", step)))
+                mine = local(weights[name])
+                clean[name] = mine.clone()
+                noise = _normal(weights[name], torch_seed(seed, f"parameter noise/{name}", step))
+                mine.mul_(1 + deviation * part_of(noise, weights[name]))
         yield
     finally:
         with torch.no_grad():
             for name, kept in clean.items():
-                weights[name].copy_(kept)
+                local(weights[name]).copy_(kept)
 
 
 def _normal(like: Tensor, seed: int) -> Tensor:

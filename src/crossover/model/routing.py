@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from crossover.model.shapes import SPARSE
+from crossover.model.sharding import ALONE, World
 from crossover.sections import ModelRecipe
 
 # Muennighoff et al., OLMoE (arXiv 2409.02060), section 4.1.
@@ -137,20 +138,26 @@ class Routing(nn.Module):
         """
         found = [balance_and_z(*layer, reads, last=layer is routed[-1]) for layer in routed]
         losses_2 = torch.stack([torch.stack(part).mean() for part in list(zip(*found, strict=True))[:2]]) * share
-        with torch.no_grad():
-            self.usage_LE += torch.stack([usage_E for _, _, usage_E in found])
-            self.losses_2 += losses_2
+        if share:  # a pass that stands for nothing keeps other processes company
+            with torch.no_grad():
+                self.usage_LE += torch.stack([usage_E for _, _, usage_E in found])
+                self.losses_2 += losses_2
         extra = self.losses.balance * losses_2[0] + self.losses.router_z * losses_2[1]
         return loss + (extra - extra.detach())
 
     @torch.no_grad()
-    def take(self) -> Tensor:
+    def take(self, world: World = ALONE) -> Tensor:
         """Sum up what was remembered, still on the device, and forget it.
+
+        Args:
+            world: Processes whose routers worked on parts of the same step.
 
         Returns:
             [5]: least and most choices that an expert got in any layer, 1 if all were used alike; mean entropy of the
             choices over ln E; the two losses.
         """
+        world.add_up(self.usage_LE)
+        world.add_up(self.losses_2)
         share_LE = self.usage_LE / self.usage_LE.sum(1, keepdim=True).clamp(min=1)
         experts = share_LE.shape[1]
         entropy = torch.special.entr(share_LE).sum(1).mean() / math.log(experts)

@@ -1,4 +1,4 @@
-"""Shapes of models: presets, and counts of parameters, memory and FLOPs in closed form (no torch)."""
+"""Shapes of models: presets, and counts of parameters and FLOPs in closed form (no torch)."""
 
 from __future__ import annotations
 
@@ -273,11 +273,3 @@ def _block_causal_entries(inputs: int, block: int) -> int:
     # A query sees every key up to the end of its block; the last block may be cut short.
     whole, rest = divmod(inputs, block)
     return block * block * whole * (whole + 1) // 2 + rest * inputs
-
-
-def memory_bytes(shape: Shape, *, optimizer_states: int = 2, ema: bool = False) -> int:
-    """Estimate the bytes of weights, gradients, optimizer states and averaged weights in float32.
-
-    All experts count, whether a token is sent to them or not.
-    """
-    return 4 * parameters(shape) * (2 + optimizer_states + int(ema))

@@ -57,12 +57,12 @@ def _due(debts: Mapping[str, float], mix: Mix) -> str:
     return min(early, key=lambda name: (round((1 - margin - debts[name]) / shares[name], 9), -shares[name]))
 
 
-def micro_batches(kinds: Sequence[str], slices_each: int) -> list[tuple[str, tuple[int, ...]]]:
+def micro_batches(kinds: Sequence[str], slices_each: int | Mapping[str, int]) -> list[tuple[str, tuple[int, ...]]]:
     """Group a step's slices into micro-batches of one objective.
 
     Args:
         kinds: Objective of each slice.
-        slices_each: Largest number of slices in a micro-batch.
+        slices_each: Largest number of slices in a micro-batch, for all objectives or for each.
 
     Returns:
         The objective and the slice indices of each micro-batch; every slice stands in exactly one.
@@ -70,7 +70,8 @@ def micro_batches(kinds: Sequence[str], slices_each: int) -> list[tuple[str, tup
     groups: list[tuple[str, tuple[int, ...]]] = []
     for kind in dict.fromkeys(kinds):
         mine = [index for index, name in enumerate(kinds) if name == kind]
-        groups += [(kind, tuple(mine[start : start + slices_each])) for start in range(0, len(mine), slices_each)]
+        each = slices_each if isinstance(slices_each, int) else slices_each[kind]
+        groups += [(kind, tuple(mine[start : start + each])) for start in range(0, len(mine), each)]
     return groups
 
 

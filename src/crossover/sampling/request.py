@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from crossover.data.tokenizer import Tokenizer
 from crossover.errors import RecipeError
+from crossover.parsing import parse_json
 from crossover.sampling.autoregressive import AutoregressiveSampler
 from crossover.sampling.block import BlockSampler
 from crossover.sampling.diffusion import MaskedSampler
@@ -101,11 +101,12 @@ class Request:
             return [self.prompt]
         path = self.prompts_file
         try:
+            # The caller's own file, which may well be a pipe.
             text = path.read_text("utf-8")
             # Other characters that end a line for Python may stand inside a prompt.
             lines = text.removesuffix("\n").split("\n") if text else []
             if path.suffix == ".jsonl":
-                lines = [_prompt_of(json.loads(line)) for line in lines if line.strip()]
+                lines = [_prompt_of(parse_json(line)) for line in lines if line.strip()]
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise RecipeError(f"{path}: cannot be read as prompts, a line each: {error}") from None
         if not lines:

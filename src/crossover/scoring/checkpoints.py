@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -14,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from crossover.errors import CheckpointError, RunError
-
-PREFIX = "step-"
+from crossover.folders import damaged, read_sums, steps_in
+from crossover.parsing import LARGEST_JSON_BYTES, parse_json, read_bounded
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,7 @@ def kept_checkpoints(run: Path, steps: Sequence[int] | None = None) -> tuple[Kep
         RunError: The run kept none, or not one of those that were asked for.
         CheckpointError: A checkpoint does not say where it stands.
     """
-    found = ((path.name.removeprefix(PREFIX), path) for path in sorted((run / "checkpoints").glob(f"{PREFIX}*")))
-    # A person may have laid a copy beside them, under a name of their own.
-    there = {int(step): path for step, path in found if step.isdecimal() and path.is_dir()}
+    there = steps_in(run / "checkpoints")
     if not there:
         raise RunError(f"{run}: kept no checkpoints; raise training.keep_checkpoints and train again")
     for step in steps or ():
@@ -78,8 +74,8 @@ def checksum_of(kept: Kept, weights: str = "raw") -> str:
     """
     name = _file_of(weights)
     try:
-        return str(_checksums(kept.folder)[name])
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        return read_sums(kept.folder)[name]
+    except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{kept.folder}: {name} cannot be read ({error}); delete that folder") from None
 
 
@@ -87,16 +83,12 @@ def _file_of(weights: str) -> str:
     return "ema.safetensors" if weights == "ema" else "model.safetensors"
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    return json.loads((folder / "checksums.json").read_text("utf-8"))
-
-
 def _read(folder: Path) -> Kept:
     try:
-        state = json.loads((folder / "state.json").read_text("utf-8"))["state"]
+        state = parse_json(read_bounded(folder / "state.json", LARGEST_JSON_BYTES), strict=False)["state"]
         spent = float(state["flops"]), float(state["flops_6nd"])
         return Kept(folder, int(state["step"]), int(state["data_tokens"]), *spent)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{folder}: state.json cannot be read ({error}); delete that folder") from None
 
 
@@ -128,12 +120,10 @@ def as_model(kept: Kept, model: Path, weights: str = "raw") -> Iterator[Path]:
 
 def _check(folder: Path, name: str) -> None:
     try:
-        sums = _checksums(folder)
-        with (folder / name).open("rb") as file:
-            sound = hashlib.file_digest(file, "sha256").hexdigest() == sums.get(name)
-    except (OSError, ValueError, AttributeError) as error:
+        is_damaged = bool(damaged(folder, [name]))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {name} cannot be read ({error}); delete that folder") from None
-    if not sound:
+    if is_damaged:
         raise CheckpointError(f"{folder}: {name} is not what was written (truncated or altered); delete that folder")
 
 
@@ -153,7 +143,7 @@ def modes_of(model: Path, procedure: str) -> tuple[str, ...]:
     if procedure not in ("all", "best"):
         return (procedure,)
     try:
-        facts: dict[str, Any] = json.loads((model / "config.json").read_text("utf-8"))["crossover"]
-        return tuple(facts["modes"]) if procedure == "all" else (str(facts["best_mode"]),)
+        facts: dict[str, Any] = parse_json(read_bounded(model / "config.json", LARGEST_JSON_BYTES))["crossover"]
+        return tuple(map(str, facts["modes"])) if procedure == "all" else (str(facts["best_mode"]),)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{model}: config.json does not say its modes ({error})") from None

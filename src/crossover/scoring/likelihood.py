@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -143,18 +144,22 @@ def _run(
     model: Backbone, rows: Iterable[Rows], precision: str, *, greedy: bool
 ) -> Iterator[tuple[Rows, _Told, NDArray[np.float64]]]:
     # Yields what each pass tells, with the factor on each state's nats.
-    training = model.training
+    training, world, waiting = model.training, model.world, iter(rows)
     model.eval()
     try:
-        for part in rows:
-            told = _ask(model, part, precision, look=greedy or part.choose is not None)
-            chosen_R = 1.0 if part.choose is None else part.choose(told.first_R, told.second_R)
-            yield part, told, part.weights_R * chosen_R
+        while together := list(islice(waiting, world.size)):
+            # A pass for each process. All must take part in each, so at the end some do the last one once more.
+            mine = together[min(world.rank, len(together) - 1)]
+            answers = world.gather(_ask(model, mine, precision, look=greedy or mine.choose is not None))
+            for part, told in zip(together, answers, strict=False):
+                chosen_R = 1.0 if part.choose is None else part.choose(told.first_R, told.second_R)
+                yield part, told, part.weights_R * chosen_R
     finally:
         model.train(training)
 
 
-@torch.inference_mode()
+# Not in inference mode: weights that are brought together in it could not be trained afterwards.
+@torch.no_grad()
 def _ask(model: Backbone, rows: Rows, precision: str, *, look: bool) -> _Told:
     device = model.device
     inputs = torch.from_numpy(np.ascontiguousarray(rows.inputs_QN)).to(device)
@@ -166,6 +171,9 @@ def _ask(model: Backbone, rows: Rows, precision: str, *, look: bool) -> _Told:
     with torch.autocast(device.type, torch.bfloat16, enabled=low):
         # All states that are read of a pattern with two streams are noisy ones.
         plan = model.plan(rows.pattern, inputs.shape[1], documents, rows.pattern.clean)
+        if look and model.world.size > 1:
+            # Its chunks are as many as its states, and each brings the head together.
+            raise RunError("an order that the model leads is scored by one process; score the run's model folder")
         if look:
             return _look(model, model.read_states(inputs, positions, plan, reads), targets)
         nats_R = model.nll(inputs, positions, plan, reads, targets).double().cpu().numpy()

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from crossover.control.asking import unreachable_change
 from crossover.data.loader import Loader
 from crossover.data.shards import PreparedText
 from crossover.errors import RecipeError
+from crossover.hub.adopt import begin_from
 from crossover.model.attention import choose_back_end
 from crossover.model.backbone import Backbone, build
 from crossover.model.routing import losses_of
 from crossover.model.shapes import Shape, active_parameters, parameters, shape_of, training_flops
+from crossover.model.sharding import ALONE, World, shard
 from crossover.recipe import Recipe
 from crossover.registry import component_of
 from crossover.scoring.cost import modes_of
@@ -24,6 +27,8 @@ from crossover.training import machine
 from crossover.training.compilation import compile_model
 from crossover.training.evaluate import Evaluator
 from crossover.training.machine import Choices, decide, matmul_flops_per_second
+from crossover.training.parallel import check_slices
+from crossover.training.room import require_room
 from crossover.training.state import Budget
 from crossover.training.step import Stepper
 
@@ -47,6 +52,7 @@ class Workshop:
         flops_per_token: Useful training FLOPs of a data token under each objective.
         gear_prices: The same, and that of objectives that the controller only looks at.
         train_tokens: Tokens of text that it trains on (control text included unless a controller needs it).
+        adopted: What its first weights were taken from, or None for fresh ones.
     """
 
     recipe: Recipe
@@ -60,22 +66,33 @@ class Workshop:
     flops_per_token: Mapping[str, float]
     gear_prices: Mapping[str, float]
     train_tokens: int
+    adopted: Mapping[str, Any] | None = None
 
     def price(self, mix: Mapping[str, float]) -> float:
         """Useful training FLOPs of a data token under a mix."""
         return sum(share * self.flops_per_token[name] for name, share in mix.items())
 
 
-def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, Any] | None) -> Workshop:
+def build_workshop(
+    recipe: Recipe,
+    text: PreparedText,
+    recorded: Mapping[str, Any] | None,
+    world: World = ALONE,
+    notify: Callable[[str], None] = lambda _: None,
+    resumes: bool = False,
+) -> Workshop:
     """Build all parts of a run.
 
     Args:
         recipe: The resolved recipe.
         text: The prepared text.
         recorded: The manifest of a run that is resumed (its choices and budget hold), or None.
+        world: The processes that train it together.
+        notify: Where a sentence about how they share the work goes.
+        resumes: Whether a checkpoint will take the place of the first weights.
 
     Returns:
-        The parts, with fresh weights.
+        The parts, with fresh weights, or those that the recipe adopts.
 
     Raises:
         RecipeError: Settings do not fit together.
@@ -85,48 +102,60 @@ def build_workshop(recipe: Recipe, text: PreparedText, recorded: Mapping[str, An
         raise RecipeError(f"controller.worn_dropout: {worn:g} must be above model.residual_dropout {fresh:g}, above 0")
     objectives = {name: component_of("objective", name) for name in recipe.controller.objectives()}
     shape = shape_of(recipe.model, text.vocabulary.size)
+    require_room(recipe, shape, world.size)
     prices = _prices(recipe, shape, text, objectives)
-    choices = machine.from_row(recorded["choices"]) if recorded else _choose(recipe, prices)
+    # What is measured differs a little from process to process; the leader's word holds.
+    choices = world.agree(machine.from_row(recorded["choices"]) if recorded else _choose(recipe, prices))
     torch.set_num_threads(choices.threads)
     machine.keep_memory()
+    model, adopted = _first_model(recipe, text, shape, recorded, resumes)
+    model = shard(model if world.size > 1 else model.to(choices.device), world)
+    if recipe.training.activation_checkpointing:
+        if model.pieces is None:
+            raise RecipeError(f"training.activation_checkpointing: has no effect on model.family {shape.family}")
+        model.pieces = replace(model.pieces, checkpointed=True)
+    stepper = _stepper(recipe, text, model, objectives, choices)
+    check_slices(world.size, stepper.loader.slices_per_step, notify)
+    budget = world.agree(Budget(**recorded["budget"]) if recorded else _budget(recipe, stepper, prices))
+    if not (recorded and recorded.get("branch")):
+        # A branch may be too short for a change that its trunk reaches.
+        _refuse_unreachable(recipe, budget, min(prices.values()), len(stepper.loader.tokens_U))
+    evaluator = Evaluator(recipe, text, shape, modes_of(tuple(objectives), recipe.data.context), choices.precision)
+    evaluator.check()
+    tokens = len(stepper.loader.tokens_U)
+    watching = recipe.controller.watching
+    looked_at = {name: component_of("objective", name) for name in (watching.gears if watching else ())}
+    gear_prices = _prices(recipe, shape, text, {**objectives, **looked_at})
+    return Workshop(
+        recipe, text, shape, model, stepper, evaluator, choices, budget, prices, gear_prices, tokens, adopted
+    )
+
+
+def _first_model(
+    recipe: Recipe, text: PreparedText, shape: Shape, recorded: Mapping[str, Any] | None, resumes: bool
+) -> tuple[Backbone, Mapping[str, Any] | None]:
+    """Build the model with fresh weights, or with those that the recipe adopts; says what was adopted."""
     model = build(
         shape,
         text.vocabulary,
         context=recipe.data.context,
         seed=recipe.seed,
         rope_theta=recipe.model.rope_theta,
+        norm_eps=recipe.model.norm_eps,
         residual_dropout=recipe.model.residual_dropout,
         attention_dropout=recipe.model.attention_dropout,
         router_losses=losses_of(recipe.model),
-    ).to(choices.device)
-    if recipe.training.activation_checkpointing:
-        if model.pieces is None:
-            raise RecipeError(f"training.activation_checkpointing: has no effect on model.family {shape.family}")
-        model.pieces = replace(model.pieces, checkpointed=True)
-    stepper = _stepper(recipe, text, model, objectives, choices)
-    budget = Budget(**recorded["budget"]) if recorded else _budget(recipe, stepper, prices)
-    if not (recorded and recorded.get("branch")):
-        # A branch may be too short for a change that its trunk reaches.
-        _refuse_unreachable(recipe, budget, min(prices.values()), len(stepper.loader.tokens_U))
-    modes = modes_of(tuple(objectives), recipe.data.context)
-    evaluator = Evaluator(recipe, text, shape, modes, choices.precision)
-    evaluator.check()
-    tokens = len(stepper.loader.tokens_U)
-    watching = recipe.controller.watching
-    looked_at = {name: component_of("objective", name) for name in (watching.gears if watching else ())}
-    gear_prices = _prices(recipe, shape, text, {**objectives, **looked_at})
-    return Workshop(recipe, text, shape, model, stepper, evaluator, choices, budget, prices, gear_prices, tokens)
+    )
+    if recipe.model.adopt is None:
+        return model, None
+    return model, begin_from(model, recipe.model, text.tokenizer, recorded, resumes=resumes)
 
 
 def _refuse_unreachable(recipe: Recipe, budget: Budget, cheapest: float, train_tokens: int) -> None:
     """A change of the mix that the budget cannot reach would be a setting without effect."""
-    wanted = recipe.controller.first_change_epochs
-    reached = budget.tokens(cheapest) * recipe.training.learning_rate.decay_from / train_tokens
-    if wanted > 0 and wanted >= reached:
-        raise RecipeError(
-            f"controller: the mix should change at {wanted:g} epochs, but the budget buys at most {reached:.3g} before "
-            "the learning rate decays and the mix is frozen; change it earlier, or raise the budget"
-        )
+    wanted, decay_from = recipe.controller.first_change_epochs, recipe.training.learning_rate.decay_from
+    if why := unreachable_change(wanted, budget.tokens(cheapest), decay_from, train_tokens):
+        raise RecipeError(why)
 
 
 def _prices(recipe: Recipe, shape: Shape, text: PreparedText, objectives: Mapping[str, Any]) -> dict[str, float]:
@@ -228,6 +257,8 @@ def manifest_of(workshop: Workshop, facts: Mapping[str, Any]) -> dict[str, Any]:
         "budget": {"currency": budget.currency, "amount": budget.amount, "stated": dict(budget.stated)},
         "choices": {**machine.as_row(workshop.choices), "attention": _attention(workshop)},
         "modes": list(workshop.evaluator.modes),
+        "processes": workshop.model.world.size,
+        **({"adopted": dict(workshop.adopted)} if workshop.adopted else {}),
         **facts,
     }
 

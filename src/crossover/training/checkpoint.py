@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crossover.errors import CheckpointError, RunError
+from crossover.folders import appearing, damaged, steps_in, write_sums
+from crossover.parsing import LARGEST_JSON_BYTES, parse_json, read_bounded
 
-PREFIX = "step-"
 
-
-def save(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], tree: Mapping[str, Any], keep: int
-) -> Path:
-    """Write a checkpoint, then forget the oldest ones.
+def forget(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest.
 
     Args:
         folder: `checkpoints/` of a run.
-        step: Optimizer steps taken.
-        tensors: Files by name ("model", "optimizer", "ema"), each a mapping of tensors.
-        tree: JSON values: the run's state.
-        keep: How many checkpoints to keep.
-
-    Returns:
-        The checkpoint's folder.
-
-    Raises:
-        RunError: The disk is full or the folder cannot be written; what was there before is untouched.
+        keep: How many to keep.
     """
-    final = folder / f"{PREFIX}{step:09d}"
-    write_folder(final, tensors, tree)
     for old in existing(folder)[:-keep]:
         shutil.rmtree(old)
-    return final
 
 
 def write_folder(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], tree: Mapping[str, Any]) -> None:
@@ -56,62 +41,39 @@ def write_folder(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], tree:
     Raises:
         RunError: Writing failed.
     """
-    temporary = final.parent / f".{final.name}.{os.getpid()}.tmp"
+    # A run has one writer at a time, and the folder around it is the run's.
+    with told(final), appearing(final, owned=True) as temporary:
+        write_files(temporary, tensors, tree)
+        write_sums(temporary)
+
+
+def write_files(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], tree: Mapping[str, Any]) -> None:
+    """Write tensors and a tree into a folder that nobody reads yet."""
+    for name, group in tensors.items():
+        plain = {key: value.detach().contiguous() for key, value in group.items()}
+        save_file(plain, folder / f"{name}.safetensors")
+    (folder / "state.json").write_text(json.dumps(tree, indent=1), "utf-8")
+
+
+@contextmanager
+def told(final: Path) -> Iterator[None]:
+    """Say what to do when a folder cannot be written.
+
+    Raises:
+        RunError: The disk is full or the folder cannot be written.
+    """
     try:
-        _forget_unfinished(final.parent)
-        temporary.mkdir(parents=True)
-        for name, group in tensors.items():
-            save_file(
-                {key: value.detach().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors"
-            )
-        (temporary / "state.json").write_text(json.dumps(tree, indent=1), "utf-8")
-        sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / "checksums.json").write_text(json.dumps(sums, indent=1), "utf-8")
-        for path in [*temporary.iterdir(), temporary]:
-            _synchronise(path)
-        _move(temporary, final)
+        yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(
             f"{final}: cannot be written: {reason}; free some space or mend the folder, then start again"
         ) from None
-    finally:
-        # Also when it was interrupted; after a rename there is nothing left to remove.
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _move(temporary: Path, final: Path) -> None:
-    if final.exists():
-        # Rename cannot replace a folder that holds files; the old one steps aside first.
-        aside = final.parent / f".{final.name}.{os.getpid()}.old"
-        final.rename(aside)
-        try:
-            temporary.rename(final)
-        except OSError:
-            aside.rename(final)
-            raise
-        shutil.rmtree(aside)
-    else:
-        temporary.rename(final)
-    _synchronise(final.parent)
-
-
-def _forget_unfinished(folder: Path) -> None:
-    """Tidy up what processes that were killed in the middle of a write left; a run has one writer at a time."""
-    for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".*.old"):
-        # `.name.pid.old` stepped aside for a new folder; if that one never came, it is still the one that counts.
-        final = folder / path.name[1:].rsplit(".", 2)[0]
-        if final.exists():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.rename(final)
 
 
 def existing(folder: Path) -> list[Path]:
     """List the checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+    return list(steps_in(folder).values())
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -142,18 +104,38 @@ def load(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[str, Tensor
     Raises:
         CheckpointError: A file is missing, truncated or altered.
     """
+    check(folder, [f"{name}.safetensors" for name in names])
     try:
-        sums = json.loads((folder / "checksums.json").read_text("utf-8"))
-        for name in [*(f"{name}.safetensors" for name in names), "state.json"]:
-            if _sha256(folder / name) != sums.get(name):
-                raise CheckpointError(_advice(folder, f"{name} is not what was written (truncated or altered)"))
         tensors = {name: load_file(folder / f"{name}.safetensors") for name in names}
-        return tensors, json.loads((folder / "state.json").read_text("utf-8"))
-    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        tree = parse_json(read_bounded(folder / "state.json", LARGEST_JSON_BYTES), strict=False)
+        if not isinstance(tree, dict):
+            raise ValueError("state.json is no JSON object")
+        return tensors, tree
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(_advice(folder, str(error))) from None
+
+
+def check(folder: Path, files: Sequence[str]) -> None:
+    """Look at every byte of some files of a checkpoint, and of its state.
+
+    Args:
+        folder: The checkpoint's folder.
+        files: Paths inside it.
+
+    Raises:
+        CheckpointError: A file is missing, truncated or altered.
+    """
+    try:
+        for name in damaged(folder, [*files, "state.json"]):
+            raise CheckpointError(_advice(folder, f"{name} is not what was written (truncated or altered)"))
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(_advice(folder, str(error))) from None
 
 
 def _advice(folder: Path, problem: str) -> str:
+    if folder.parent.name in ("best", "kept"):
+        # Weights of a moment that is past: only steps taken again bring them back.
+        return f"{folder}: {problem}; delete {folder.parent.with_name('checkpoints')} to start the run anew"
     others = [path.name for path in existing(folder.parent) if path != folder]
     before = f"to go on from {others[-1]}" if others else "to start the run anew"
     return f"{folder}: {problem}; delete that folder {before}"
@@ -179,16 +161,3 @@ def restore_optimizers(optimizers: Sequence[torch.optim.Optimizer], flat: Mappin
             if int(owner) == number:
                 tree["state"].setdefault(int(index), {})[key] = value
         optimizer.load_state_dict(tree)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _synchronise(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

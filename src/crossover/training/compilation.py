@@ -38,7 +38,8 @@ def compile_model(model: Backbone) -> Callable[..., Any]:
     """Set a model up for compilation: the pieces of a layer on a CPU, the whole model on a GPU.
 
     On a CPU the matrix products are library calls either way, so the pieces lose nothing, compile several times faster
-    and serve all patterns and lengths. On a GPU a graph per pattern lets attention and everything around it be one.
+    and serve all patterns and lengths. On a GPU a graph per pattern lets attention and everything around it be one;
+    where weights are spread over several, what brings a layer together stands between its pieces and the next one's.
 
     Args:
         model: The backbone; on a CPU, its pieces are replaced.
@@ -48,7 +49,8 @@ def compile_model(model: Backbone) -> Callable[..., Any]:
     """
     torch._dynamo.config.recompile_limit = max(GRAPHS_AT_MOST, torch._dynamo.config.recompile_limit)
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-    if model.device.type == "cpu" and model.pieces is not None:
+    # Layers that are brought together and taken apart again around their pieces cannot stand in one graph.
+    if (model.device.type == "cpu" or model.world.size > 1) and model.pieces is not None:
         model.pieces = compiled(model.pieces)
         return model
     return torch.compile(model, dynamic=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,10 +9,13 @@ from typing import Any
 
 import torch
 
-from crossover.hub.export import export
+from crossover.folders import read_sums
+from crossover.hub.export import export, facts_of
+from crossover.model.sharding import gathered
 from crossover.records import Recorder
-from crossover.training import checkpoint, machine
+from crossover.training import machine
 from crossover.training.build import Workshop
+from crossover.training.saving import check, fill
 
 
 def finish(workshop: Workshop, folder: Path, recorder: Recorder, best: Mapping[str, Any]) -> None:
@@ -25,7 +27,9 @@ def finish(workshop: Workshop, folder: Path, recorder: Recorder, best: Mapping[s
         recorder: Where the scores go.
         best: Modes that were scored on the way.
     """
-    cards = {}
+    cards, world = {}, workshop.model.world
+    # The best weights are there when their writer is here.
+    world.wait()
     for name in workshop.evaluator.modes:
         kept = folder / "best" / (name if name in best else _stand_in(best, name))
         facts = {**_load_weights(workshop, kept), "versions": machine.facts()["versions"]}
@@ -36,11 +40,15 @@ def finish(workshop: Workshop, folder: Path, recorder: Recorder, best: Mapping[s
         row = {**asdict(card), "perplexity": card.perplexity, "split": split, "headline": name == headline}
         recorder.scores(f"{split}-{name}", {**row, "checkpoint_step": card.conditions["checkpoint_step"]})
     _load_weights(workshop, folder / "best" / (headline if headline in best else _stand_in(best, headline)))
-    facts = {"modes": list(workshop.evaluator.modes), "best_mode": headline, "state_i_predicts": "token i + 1"}
-    vocabulary = workshop.text.vocabulary
-    facts |= {"mask_token_id": vocabulary.mask_id, "predictable": vocabulary.predictable}
+    modes, words = workshop.evaluator.modes, workshop.text.vocabulary
+    context, trained = workshop.recipe.data.context, tuple(workshop.stepper.objectives)
+    facts = facts_of(modes, headline, words, context, trained)
+    if workshop.adopted:
+        facts["adopted"] = dict(workshop.adopted)
     inner = workshop.model.inner
-    export(folder / "model", inner.config, dict(inner.named_parameters()), workshop.text.tokenizer, facts)
+    weights = gathered(dict(inner.named_parameters()), world)
+    if world.leads:
+        export(folder / "model", inner.config, weights, workshop.text.tokenizer, facts)
     # Last, because it says that the run is complete.
     recorder.scores("summary", {"headline": headline, "chosen_on": "dev", "modes": list(workshop.evaluator.modes)})
 
@@ -53,12 +61,10 @@ def _stand_in(best: Mapping[str, Any], name: str) -> str:
 @torch.no_grad()
 def _load_weights(workshop: Workshop, folder: Path) -> dict[str, Any]:
     """Load the weights that were best under a mode; returns what identifies them."""
-    tensors, tree = checkpoint.load(folder, ["model"])
-    for name, parameter in workshop.model.inner.named_parameters():
-        parameter.copy_(tensors["model"][name])
-    sums = json.loads((folder / "checksums.json").read_text("utf-8"))
+    tree = check(folder, ["model"], workshop.model.world)
+    fill(folder, "model", dict(workshop.model.inner.named_parameters()))
     return {
         "checkpoint": f"best/{folder.name}",
         "checkpoint_step": int(tree["step"]),
-        "checkpoint_sha256": sums["model.safetensors"],
+        "checkpoint_sha256": read_sums(folder)["model.safetensors"],
     }

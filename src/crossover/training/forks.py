@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 
 from crossover.errors import RecipeError
+from crossover.folders import step_folder
 from crossover.sections import BudgetRecipe, budget_label
 from crossover.training import checkpoint
 from crossover.training.running import Run, snapshot
@@ -50,11 +51,10 @@ def due(run: Run, budgets: Sequence[float]) -> list[float]:
     Returns:
         Those whose decay is about to begin and that have no fork yet.
     """
-    return [
-        amount
-        for amount in budgets
-        if _before_decay(run, amount) and not checkpoint.existing(run.folder / "forks" / budget_label(amount))
-    ]
+    near = [amount for amount in budgets if _before_decay(run, amount)]
+    missing = [amount for amount in near if not checkpoint.existing(run.folder / "forks" / budget_label(amount))]
+    # A shared disk may show the others what was there a while ago.
+    return run.world.agree(missing) if near else []
 
 
 def keep(run: Run, budgets: Sequence[float]) -> None:
@@ -69,15 +69,19 @@ def keep(run: Run, budgets: Sequence[float]) -> None:
     """
     for amount in budgets:
         place = run.folder / "forks" / budget_label(amount)
-        shutil.rmtree(place, ignore_errors=True)
+        if run.world.leads:
+            shutil.rmtree(place, ignore_errors=True)
         best = run.folder / "best"
-        if best.is_dir():
+        if best.is_dir() and run.world.leads:
             # Through the same writer, so that a full disk is told alike.
             for mode in sorted(path for path in best.iterdir() if path.is_dir() and not path.name.startswith(".")):
                 tensors, tree = checkpoint.load(mode, ["model"])
                 checkpoint.write_folder(place / "best" / mode.name, tensors, tree)
         # Last: a fork is there when its checkpoint is.
-        checkpoint.write_folder(place / f"{checkpoint.PREFIX}{run.state.step:09d}", *snapshot(run))
+        run.saver.save(step_folder(place, run.state.step), *snapshot(run), lambda: None)
+        # Whether there is a fork is asked before the next step already.
+        run.saver.wait()
+        run.world.wait()
 
 
 def _before_decay(run: Run, amount: float) -> bool:

@@ -143,7 +143,8 @@ def matmul_flops_per_second(precision: str, device: str, *, size: int = 512, sec
     left = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
     torch.matmul(left, left)
     count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    # At least one: a machine may be suspended between two looks at its clock.
+    while count == 0 or time.perf_counter() - start < seconds:
         torch.matmul(left, left)
         count += 1
         if device == "cuda":

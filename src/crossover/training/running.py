@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossover.errors import CheckpointError
+from crossover.errors import CheckpointError, RunError
+from crossover.model.sharding import World
 from crossover.recipe import to_tree
 from crossover.records import Recorder
 from crossover.training import checkpoint
 from crossover.training.build import Workshop
 from crossover.training.compilation import WarmUp
 from crossover.training.probes.prober import Prober
+from crossover.training.saving import Saver, check, fill, fill_optimizers
 from crossover.training.state import State
 from crossover.training.step import StepResult
 from crossover.trees import fingerprint, without_views
@@ -33,6 +35,7 @@ class Run:
         state: Where it stands.
         averaged: Averaged weights by name, or None.
         warm: What was compiled before the first step.
+        saver: Who writes its folders of tensors.
         prober: Its probes, whose tensors a checkpoint keeps too, or None.
         pending: Steps whose device values have not been read yet.
         bad_steps: Steps in a row whose loss or gradient was not finite.
@@ -46,11 +49,17 @@ class Run:
     state: State
     averaged: dict[str, Tensor] | None
     warm: WarmUp
+    saver: Saver
     prober: Prober | None = None
     pending: list[tuple[dict[str, Any], StepResult]] = field(default_factory=list)
     bad_steps: int = 0
     started: float = field(default_factory=time.monotonic)
     flushed: tuple[float, int] = (0.0, 0)
+
+    @property
+    def world(self) -> World:
+        """The processes that train it together."""
+        return self.workshop.model.world
 
 
 def first_average(workshop: Workshop) -> dict[str, Tensor] | None:
@@ -102,17 +111,17 @@ def resume(run: Run) -> None:
     Raises:
         CheckpointError: The checkpoint is of another recipe or version, or damaged.
     """
-    checkpoints = checkpoint.existing(run.folder / "checkpoints")
-    if not checkpoints:
+    newest = newest_checkpoint(run)
+    if newest is None:
         run.recorder.cut_back(0)
         return
     # First whose it is: the tensors of another recipe would not fit, and would not say why.
-    if checkpoint.load_state(checkpoints[-1]).get("recipe") != _trained(run):
-        raise CheckpointError(f"{checkpoints[-1]}: is a checkpoint of another recipe; use another --run-dir")
-    tree = restore(run, checkpoints[-1])
+    if checkpoint.load_state(newest).get("recipe") != _trained(run):
+        raise CheckpointError(f"{newest}: is a checkpoint of another recipe; use another --run-dir")
+    tree = restore(run, newest)
     if run.prober is not None and run.prober.tensors():
-        run.prober.restore(checkpoint.load(checkpoints[-1], ["probes"])[0]["probes"])
-    run.state = State.from_tree(tree["state"])
+        run.prober.restore(checkpoint.load(newest, ["probes"])[0]["probes"])
+    run.state = State.from_tree(tree.get("state", {}))
     if run.state.residual_dropout is not None:
         run.workshop.model.residual_dropout = run.state.residual_dropout
     run.bad_steps = int(tree["bad_steps"])
@@ -123,14 +132,33 @@ def resume(run: Run) -> None:
 @torch.no_grad()
 def restore(run: Run, folder: Path) -> dict[str, Any]:
     """Put weights, optimizer and averages back to a folder's; returns what the folder says."""
-    names = ["model", "optimizer"] + ([] if run.averaged is None else ["ema"])
-    found, tree = checkpoint.load(folder, names)
-    for name, parameter in run.workshop.model.inner.named_parameters():
-        parameter.copy_(found["model"][name])
-    checkpoint.restore_optimizers(run.workshop.stepper.optimizers, found["optimizer"])
+    tree = check(folder, ["model", "optimizer"] + ([] if run.averaged is None else ["ema"]), run.world)
+    fill(folder, "model", dict(run.workshop.model.inner.named_parameters()))
+    fill_optimizers(folder, run.workshop.stepper.optimizers, run.world)
     if run.averaged is not None:
-        run.averaged = {name: found["ema"][name].to(value.device) for name, value in run.averaged.items()}
+        fill(folder, "ema", run.averaged)
     return tree
+
+
+def newest_checkpoint(run: Run) -> Path | None:
+    """Find the checkpoint that the run goes on from, the same in all processes; None before the first."""
+    run.saver.wait()
+    found = checkpoint.existing(run.folder / "checkpoints")
+    return run.world.agree(found[-1] if found else None)
+
+
+def check_agreement(run: Run) -> None:
+    """Make sure that all processes think alike of the run; if they did not, each would train a run of its own.
+
+    Raises:
+        RunError: They do not.
+    """
+    tree = {key: value for key, value in run.state.to_tree().items() if not key.endswith("seconds")}
+    if len(set(run.world.gather(fingerprint(tree)))) > 1:
+        raise RunError(
+            f"{run.folder}: the processes no longer agree on where the run stands (step {run.state.step}); "
+            "this is a defect of the program or of a machine; start it again, and report it if it comes back"
+        )
 
 
 def clock(run: Run) -> dict[str, Any]:

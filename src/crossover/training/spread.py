@@ -11,6 +11,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from crossover.model.sharding import ALONE, World, local
+
+# Parts that a step's slices of one objective are cut into, at most: enough for a variance.
+MOST_PARTS = 8
+
+
+def part_slices(slices: int, together: int) -> int:
+    """Say how many slices a part has.
+
+    Args:
+        slices: Slices of an objective in a step.
+        together: Slices that run together in one process.
+
+    Returns:
+        The number; it does not depend on how many processes there are, so that what is measured does not either.
+    """
+    return max(together, -(-slices // MOST_PARTS))
+
 
 @dataclass
 class Spread:
@@ -22,10 +40,12 @@ class Spread:
     Args:
         model: Holds the gradients.
         kinds: Objective of each slice of the step.
+        world: The processes that hold the other parts of the gradients.
     """
 
     model: nn.Module
     kinds: Sequence[str]
+    world: World = ALONE
     before: dict[str, Tensor] = field(default_factory=dict)
     norms2: dict[str, list[Tensor]] = field(default_factory=dict)
     sizes: dict[str, list[int]] = field(default_factory=dict)
@@ -42,11 +62,11 @@ class Spread:
         own = []
         for name, parameter in self.model.named_parameters():
             # A parameter that no micro-batch has reached yet has a gradient of 0.
-            now = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            now = local(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
             old = self.before.get(name)
             own.append((now.clone() if old is None else now - old) * (len(self.kinds) / slices))
             self.before[name] = now.clone()
-        self.norms2.setdefault(kind, []).append(_norm2(own))
+        self.norms2.setdefault(kind, []).append(self._norm2(own))
         self.sizes.setdefault(kind, []).append(slices)
         known = self.sums.get(kind)
         self.sums[kind] = own if known is None else [old + new for old, new in zip(known, own, strict=True)]
@@ -61,10 +81,10 @@ class Spread:
         found = {}
         for kind, norms2 in self.norms2.items():
             if len(norms2) > 1 and len(set(self.sizes[kind])) == 1:
-                mean = _norm2(self.sums[kind]) / len(norms2) ** 2
+                mean = self._norm2(self.sums[kind]) / len(norms2) ** 2
                 found[kind] = self.sizes[kind][0], torch.stack([*norms2, mean])
         return found
 
-
-def _norm2(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
+    def _norm2(self, tensors: Sequence[Tensor]) -> Tensor:
+        mine = torch.stack([tensor.square().sum() for tensor in tensors]).sum()
+        return self.world.add_up_parts(mine)

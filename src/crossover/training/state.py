@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from crossover.errors import CheckpointError
@@ -81,9 +81,14 @@ class State:
             CheckpointError: It was written by a version of the program that keeps other things.
         """
         known = {item.name for item in fields(cls)}
+        if not isinstance(tree, Mapping):
+            raise CheckpointError("the checkpoint says nothing of where its run stood; delete it")
         if set(tree) != known:
             odd = ", ".join(sorted(set(tree) ^ known))
             raise CheckpointError(f"the checkpoint is of another version of crossover ({odd}); use that version")
+        wrong = next((item.name for item in fields(cls) if not _is_of_kind(tree[item.name], item)), None)
+        if wrong is not None:
+            raise CheckpointError(f"the checkpoint's {wrong} is of another kind than is written there; delete it")
         return cls(**{**tree, "rewarm": tuple(tree["rewarm"])})
 
     def spent(self, counts: Mapping[str, int], flops: Mapping[str, float], flops_6nd: float) -> State:
@@ -111,6 +116,17 @@ class State:
     def present_mix(self) -> Mix:
         """The mix in force."""
         return Mix(tuple(self.mix.items()))
+
+
+def _is_of_kind(value: Any, item: Field[Any]) -> bool:
+    """Say whether a value is of the kind that its field begins with."""
+    if item.name in ("mix", "exposures", "flops_by_objective", "debts"):
+        return isinstance(value, Mapping) and all(type(each) in (int, float) for each in value.values())
+    begins = item.default if item.default is not MISSING else {}
+    if begins is None:
+        return value is None or type(value) in (int, float)
+    kinds = {int: (int,), float: (int, float), tuple: (list, tuple)}
+    return type(value) in kinds.get(type(begins), (dict,))
 
 
 def _add(total: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

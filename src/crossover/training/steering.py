@@ -9,19 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
+from crossover.control.asking import DECISIONS_PER_EPOCH
 from crossover.control.signals.fold import Fold, fold_of
 from crossover.control.signals.scene import Scene
 from crossover.data.shards import PreparedText
 from crossover.errors import RunError
+from crossover.folders import step_folder
 from crossover.model.shapes import active_parameters
 from crossover.records import Decision, Mix, Progress
-from crossover.training import checkpoint
 from crossover.training.build import Workshop
 from crossover.training.probes.prober import Prober, build_prober
 from crossover.training.running import Run, clock, restore, tensors
 from crossover.training.state import progress_of
 
-DECISIONS_PER_EPOCH = 16
 SPREADS_PER_EPOCH = 4
 # A learning rate that rises again after a shift begins here.
 REWARM_FROM = 0.1
@@ -126,10 +126,12 @@ def _obey(run: Run, decision: Decision) -> None:
         run.workshop.model.residual_dropout = decision.residual_dropout
     kept = run.folder / "kept"
     if decision.mark == "keep":
-        checkpoint.write_folder(kept / f"step-{state.step:09d}", tensors(run), {"step": state.step})
+        run.saver.save(step_folder(kept, state.step), tensors(run), {"step": state.step}, lambda: None)
     elif decision.mark == "back":
-        place = kept / f"step-{decision.to_step:09d}"
-        if not place.is_dir():
+        place = step_folder(kept, decision.to_step)
+        run.saver.wait()
+        run.world.wait()
+        if not run.world.agree(place.is_dir()):
             raise RunError(f"{place}: the weights to go back to are gone; restore the folder, or set retreat=false")
         restore(run, place)
         # A checkpoint soon, so that a rescue from bad steps does not undo the retreat.

@@ -5,8 +5,8 @@ Suffixes: B sequences, T data tokens, N inputs, R read states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ from torch import Tensor
 from crossover.data.loader import Loader
 from crossover.model.backbone import Backbone
 from crossover.model.noise import perturbed
+from crossover.model.sharding import World, local, whole
 from crossover.objectives.mixing import join, micro_batches
 from crossover.records import Example, Vocabulary
 from crossover.streams import stream, torch_seed
-from crossover.training.spread import Spread
+from crossover.training.spread import Spread, part_slices
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Stepper:
         vocabulary: Special ids.
         optimizers: One or two.
         seed: The recipe's seed.
-        micro_batch_slices: Slices that run together, at most.
+        micro_batch_slices: Slices that run together in one process, at most.
         clip_norm: Largest gradient norm.
         precision: "float32" or "bfloat16" compute.
         parameter_noise: Relative standard deviation of noise on the layers' weights, see `crossover.model.noise`.
@@ -94,6 +95,11 @@ class Stepper:
             return objective.corrupt_at(tokens_BT, places_BT, rng, self.vocabulary)
         return objective.corrupt(tokens_BT, rng, self.vocabulary)
 
+    @property
+    def world(self) -> World:
+        """The processes that take the step together."""
+        return self.model.world
+
     def run(
         self, step: int, kinds: tuple[str, ...], learning_rate_factor: float, *, measure: bool = False
     ) -> StepResult:
@@ -110,29 +116,63 @@ class Stepper:
         """
         slice_tokens = self.loader.windows_per_slice * self.loader.context
         step_tokens = float(slice_tokens * len(kinds))
-        sums: dict[str, Tensor] = {}
-        batches = micro_batches(kinds, self.micro_batch_slices)
+        batches = self._batches(kinds, measure)
         # One micro-batch of a kind has nothing to differ from.
-        spread = Spread(self.model, kinds) if measure and len(batches) > len(set(kinds)) else None
+        spread = Spread(self.model, kinds, self.world) if measure and len(batches) > len(set(kinds)) else None
+        sums: dict[str, Tensor] = {}
         routing = self.model.routing
         if routing is not None:
             routing.forget()
         with perturbed(self.model.inner, self.parameter_noise, self.seed, step):
             for kind, slices in batches:
-                torch.manual_seed(torch_seed(self.seed, "dropout", step, slices[0]))
-                loss = self.loss(self.example(step, kind, slices), step_tokens)
-                loss.backward()
+                for mine, first in self._passes(slices):
+                    torch.manual_seed(torch_seed(self.seed, "dropout", step, first))
+                    loss = self.loss(self._mine(step, kind, mine, first), step_tokens)
+                    loss.backward()
+                    sums[kind] = sums[kind] + loss.detach() if kind in sums else loss.detach()
                 if spread is not None:
                     spread.note(kind, len(slices))
-                sums[kind] = sums[kind] + loss.detach() if kind in sums else loss.detach()
-        total = torch.stack(list(sums.values())).sum()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
+        parts = self.world.add_up(torch.stack(list(sums.values())))
+        total = parts.sum()
+        norm = self._clip()
         finite = torch.isfinite(total) & torch.isfinite(norm)
         self._update(finite, learning_rate_factor)
-        share = {kind: kinds.count(kind) / len(kinds) for kind in sums}
-        parts = spread.parts() if spread is not None else {}
-        losses = {kind: value / share[kind] for kind, value in sums.items()}
-        return StepResult(losses, total, norm, finite, parts, None if routing is None else routing.take())
+        losses = {kind: part / (kinds.count(kind) / len(kinds)) for kind, part in zip(sums, parts, strict=True)}
+        noise = spread.parts() if spread is not None else {}
+        return StepResult(losses, total, norm, finite, noise, None if routing is None else routing.take(self.world))
+
+    def _clip(self) -> Tensor:
+        """Scale the gradient down to the largest norm that is allowed; gives the norm before."""
+        if self.world.copies == 1:
+            return whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True))
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        # Copies add up in an order of their own; one number for all keeps them copies.
+        norm = self.world.alike(whole(torch.nn.utils.get_total_norm(gradients, foreach=True)))
+        factor = torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
+        for gradient in gradients:
+            local(gradient).mul_(factor)
+        return norm
+
+    def _batches(self, kinds: tuple[str, ...], measure: bool) -> list[tuple[str, tuple[int, ...]]]:
+        """Group a step's slices; what is measured is cut alike however many processes there are."""
+        if not measure:
+            return micro_batches(kinds, self.micro_batch_slices * self.world.size)
+        return micro_batches(kinds, {kind: part_slices(kinds.count(kind), self.micro_batch_slices) for kind in kinds})
+
+    def _passes(self, slices: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Cut a group into passes: this process's slices of each, and the first of them, or of all if it has none."""
+        each = self.micro_batch_slices * self.world.size
+        for start in range(0, len(slices), each):
+            together = slices[start : start + each]
+            mine = tuple(self.world.share(together))
+            yield mine, (mine or together)[0]
+
+    def _mine(self, step: int, kind: str, mine: tuple[int, ...], first: int) -> Example:
+        if mine:
+            return self.example(step, kind, mine)
+        # All processes bring a layer's weights together at the same time, so none may sit a pass out.
+        idle = self.example(step, kind, (first,))
+        return replace(idle, weights_R=np.zeros_like(idle.weights_R), data_tokens=0)
 
     def loss(self, example: Example, step_tokens: float) -> Tensor:
         """Compute a micro-batch's part of the step's loss.

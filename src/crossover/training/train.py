@@ -12,18 +12,32 @@ from typing import Any
 import torch
 
 from crossover.data.shards import PreparedText
-from crossover.errors import RunError
+from crossover.errors import CrossoverError, RunError
+from crossover.folders import step_folder
 from crossover.model.routing import routing_row
 from crossover.model.shapes import active_parameters
+from crossover.model.sharding import ALONE, World, gathered, local
 from crossover.objectives.mixing import Dealer
 from crossover.recipe import Recipe
 from crossover.records import Recorder
+from crossover.stopping import Stopped, Stopping
 from crossover.training import checkpoint, forks, machine
 from crossover.training.build import Workshop, build_workshop, manifest_of
 from crossover.training.compilation import WarmUp, graphs, warm_up
 from crossover.training.evaluate import eval_row, improves, swapped
 from crossover.training.finish import finish
-from crossover.training.running import Run, clock, first_average, restore, resume, settle_clock, snapshot
+from crossover.training.running import (
+    Run,
+    check_agreement,
+    clock,
+    first_average,
+    newest_checkpoint,
+    restore,
+    resume,
+    settle_clock,
+    snapshot,
+)
+from crossover.training.saving import Saver
 from crossover.training.state import State
 from crossover.training.steering import Wheel, ask, build_wheel, measures, probe, record_spread, rewarmed
 
@@ -42,6 +56,8 @@ def train(
     recorded: Mapping[str, Any] | None,
     notify: Callable[[str], None] = lambda _: None,
     fork_for: Sequence[float] = (),
+    stop: Stopping | None = None,
+    world: World = ALONE,
 ) -> None:
     """Run a recipe to the end of its budget, from its newest checkpoint if there is one.
 
@@ -53,33 +69,64 @@ def train(
         recorded: The manifest of an earlier start of this run, or None.
         notify: Where a sentence about how the run computes goes.
         fork_for: Smaller budgets, in the recipe's currency, for whose runs a checkpoint is kept in `forks/`.
+        stop: Who is asked between two steps whether the run is to be saved and left; None: nobody.
+        world: The processes that train it together; only the leader's recorder writes.
 
     Raises:
         CrossoverError: The run cannot start or go on.
+        Stopped: It was asked to stop, and the present step is saved.
     """
     forks.check(recipe.budget, fork_for)
-    workshop = build_workshop(recipe, text, recorded)
+    resumes = world.agree(bool(checkpoint.existing(folder / "checkpoints")))
+    workshop = build_workshop(recipe, text, world.agree(recorded), world, notify, resumes)
     notify(f"{workshop.choices.device}, {workshop.choices.threads} thread(s); {workshop.choices.reason}")
     recorder.manifest(manifest_of(workshop, machine.facts()))
     wheel = build_wheel(workshop, text)
-    run = Run(workshop, folder, recorder, State(), first_average(workshop), _warm_up(workshop, notify), wheel.prober)
+    average, warm = first_average(workshop), _warm_up(workshop, notify)
+    # On a GPU, and where several processes have to meet, training goes on while a checkpoint is written.
+    saver = Saver(world, beside=world.size > 1 or workshop.choices.device == "cuda")
+    run = Run(workshop, folder, recorder, State(), average, warm, saver, wheel.prober)
     resume(run)
-    budget = workshop.budget
-    while budget.fraction(run.state) < 1:
-        if wanted := forks.due(run, fork_for):
-            _flush(run)
-            settle_clock(run)
-            forks.keep(run, wanted)
-        ask(run, wheel)
-        probe(run, wheel, _step(run, wheel))
-        done = budget.fraction(run.state) >= 1
-        if done or run.state.data_tokens >= run.state.next_evaluation:
-            _evaluate(run)
-        if done or run.state.data_tokens >= run.state.next_checkpoint:
-            _save(run)
+    try:
+        _spend(run, wheel, stop or Stopping(), fork_for)
+    except CrossoverError:
+        saver.settle()
+        raise
+    saver.wait()
     finish(workshop, folder, recorder, run.state.best)
-    # Weights that a shift might have gone back to; none will any more.
-    shutil.rmtree(folder / "kept", ignore_errors=True)
+    if world.leads:
+        # Weights that a shift might have gone back to; none will any more.
+        shutil.rmtree(folder / "kept", ignore_errors=True)
+
+
+def _spend(run: Run, wheel: Wheel, stop: Stopping, fork_for: Sequence[float]) -> None:
+    budget = run.workshop.budget
+    with stop.deferred():
+        while budget.fraction(run.state) < 1:
+            if wanted := forks.due(run, fork_for):
+                _flush(run)
+                settle_clock(run)
+                forks.keep(run, wanted)
+            ask(run, wheel)
+            probe(run, wheel, _step(run, wheel))
+            done = budget.fraction(run.state) >= 1
+            if done or run.state.data_tokens >= run.state.next_evaluation:
+                _evaluate(run)
+            # Read once, after what takes long: what is asked for later is heard after the next step.
+            asked = _asked(run, stop)
+            if done or asked or run.state.data_tokens >= run.state.next_checkpoint:
+                _save(run)
+            if asked:
+                run.saver.wait()
+                # A launcher that sees one process end may end the others before their time.
+                run.world.wait()
+                raise Stopped(f"{asked} asked it to stop; step {run.state.step} is saved")
+
+
+def _asked(run: Run, stop: Stopping) -> str | None:
+    """Read who asked for the end; if any process was asked, all of them stop at the same step."""
+    asked = stop.requested()
+    return asked or "another process" if run.world.largest(bool(asked)) else None
 
 
 def _warm_up(workshop: Workshop, notify: Callable[[str], None]) -> WarmUp:
@@ -118,7 +165,7 @@ def _average(run: Run) -> None:
         return
     decay = run.workshop.recipe.training.ema_decay or 0.0
     for name, value in run.workshop.model.inner.named_parameters():
-        run.averaged[name].lerp_(value, 1 - decay)
+        local(run.averaged[name]).lerp_(local(value), 1 - decay)
 
 
 def _flush(run: Run) -> None:
@@ -167,11 +214,11 @@ def _show(run: Run, loss_nats: float) -> None:
 
 def _roll_back(run: Run) -> None:
     """Send weights, optimizer and averages back to the last checkpoint; clock, ledger and data order go on."""
-    checkpoints = checkpoint.existing(run.folder / "checkpoints")
+    newest = newest_checkpoint(run)
     why = f"{BAD_STEPS} steps in a row had no finite loss or gradient (last at step {run.state.step})"
-    if not checkpoints or run.state.rollbacks >= MOST_ROLLBACKS:
+    if newest is None or run.state.rollbacks >= MOST_ROLLBACKS:
         raise RunError(f"{run.folder}: {why}; lower training.optimizer.learning_rate or look at the data")
-    tree = restore(run, checkpoints[-1])
+    tree = restore(run, newest)
     run.bad_steps = 0
     run.state = replace(run.state, rollbacks=run.state.rollbacks + 1)
     reason = f"{why}: weights and optimizer go back to step {tree['state']['step']}, the clock goes on"
@@ -180,6 +227,7 @@ def _roll_back(run: Run) -> None:
 
 def _evaluate(run: Run) -> None:
     _flush(run)
+    check_agreement(run)
     workshop = run.workshop
     every, began = workshop.evaluator.every_tokens, time.monotonic()
     # Evaluations lie on multiples of the interval, so that the curves of all arms share their grid.
@@ -202,8 +250,9 @@ def _evaluate(run: Run) -> None:
 
 
 def _keep_best(run: Run, name: str, row: Mapping[str, float]) -> None:
-    weights = dict(run.workshop.model.inner.named_parameters())
-    checkpoint.write_folder(run.folder / "best" / name, {"model": weights}, {**row, "procedure": name})
+    weights = gathered(dict(run.workshop.model.inner.named_parameters()), run.world)
+    if run.world.leads:
+        checkpoint.write_folder(run.folder / "best" / name, {"model": weights}, {**row, "procedure": name})
 
 
 def _save(run: Run) -> None:
@@ -216,7 +265,8 @@ def _save(run: Run) -> None:
     # Records first: a checkpoint must never be ahead of them.
     run.recorder.flush()
     run.recorder.ledger(_ledger(run))
-    checkpoint.save(run.folder / "checkpoints", run.state.step, *snapshot(run), recipe.training.keep_checkpoints)
+    place, keep = run.folder / "checkpoints", recipe.training.keep_checkpoints
+    run.saver.save(step_folder(place, run.state.step), *snapshot(run), lambda: checkpoint.forget(place, keep))
 
 
 def _ledger(run: Run) -> dict[str, Any]:

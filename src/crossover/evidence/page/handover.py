@@ -1,20 +1,19 @@
-"""Gradient norms around each change of the mix, step by step."""
+"""Gradient norms around each change of the mix: drawn step by step, and as means before and after it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from crossover.evidence.files import read_rows
 from crossover.evidence.page.drawing import Figure, Sheet, colour_of, figure_of, short
-from crossover.evidence.run import RunRecord
-from crossover.evidence.view import View, changes
+from crossover.evidence.record import RunRecord
+from crossover.evidence.view import NEAR_STEPS, View, change_steps
 
-# Steps on each side of a change that are drawn.
-REACH_STEPS = 48
+# Steps on each side of a change over which the norm is averaged; all that are kept are drawn.
+AROUND_STEPS = 16
 # Arms with a panel, and changes of one run in it; the CSV has no more, the table of decisions has all means.
 MOST_ARMS, MOST_CHANGES = 6, 4
 
@@ -53,7 +52,7 @@ def norms_figure(view: View) -> Figure | None:
     found = {
         place: norms
         for place, (arm, runs) in enumerate(view.arms.items())
-        if (norms := [one for run in runs for one in _around(arm, run)])
+        if (norms := [one for run in runs for one in _around(arm, run, view.norms[run.path])])
     }
     if not found:
         return None
@@ -80,18 +79,29 @@ def norms_figure(view: View) -> Figure | None:
                      height=0.6 + 1.5 * len(shown), panels=[1.0] * len(shown))  # fmt: skip
 
 
-def _around(arm: str, run: RunRecord) -> list[Norms]:
-    starts = [row["step"] for row in changes(run) if isinstance(row.get("step"), int)][:MOST_CHANGES]
-    if not starts:
-        return []
-    recorded = {
-        row["step"]: float(row["grad_norm"])
-        for row in read_rows(run.path / "steps.jsonl")
-        if isinstance(row.get("grad_norm"), int | float) and isinstance(row.get("step"), int)
-    }
+def norms_around(run: RunRecord, recorded: Mapping[int, float]) -> dict[int, tuple[float | None, float | None]]:
+    """Average the gradient norm over the 16 steps before and the 16 steps from each change on.
+
+    Args:
+        run: The run.
+        recorded: Its norms by step.
+
+    Returns:
+        The two means by the step that a change takes effect in; None where no norm was recorded.
+    """
+
+    def mean(steps: range) -> float | None:
+        known = [recorded[step] for step in steps if step in recorded]
+        return float(np.mean(known)) if known else None
+
+    # A decision's row carries the step that it takes effect in: that step is the first one after it.
+    return {at: (mean(range(at - AROUND_STEPS, at)), mean(range(at, at + AROUND_STEPS))) for at in change_steps(run)}
+
+
+def _around(arm: str, run: RunRecord, recorded: Mapping[int, float]) -> list[Norms]:
     found = []
-    for start in starts:
-        offsets = tuple(at for at in range(-REACH_STEPS, REACH_STEPS + 1) if start + at in recorded)
+    for start in change_steps(run)[:MOST_CHANGES]:
+        offsets = tuple(at for at in range(-NEAR_STEPS, NEAR_STEPS + 1) if start + at in recorded)
         norms = tuple(recorded[start + at] for at in offsets)
         # One side alone shows no change.
         if offsets and offsets[0] < 0 <= offsets[-1]:

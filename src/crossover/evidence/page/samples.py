@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossover.evidence.files import read_json
-from crossover.evidence.run import RunRecord
+from crossover.evidence.record import RunRecord
 from crossover.evidence.view import View
 
 # A page is no place for a corpus: so many prompts, and so many letters of a text.

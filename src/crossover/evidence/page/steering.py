@@ -11,7 +11,7 @@ import numpy as np
 
 from crossover.evidence.page.drawing import DASHES, Figure, Sheet, colour_of, figure_of, frame
 from crossover.evidence.page.readings import STRIPS, Trace, strips_of, traces_of
-from crossover.evidence.run import RunRecord
+from crossover.evidence.record import RunRecord
 from crossover.evidence.view import View, changes, evidence_of
 
 # Objectives and the mode that asks for the same have one colour.

@@ -43,17 +43,18 @@ def _by_both(holder: Expected, challenger: Expected) -> tuple[str, ...]:
     if apart and worse.is_bound:
         what = "next-token" if worse is holder else "masked"
         unknown = f"{told}, the intervals apart, but that of {what} training is an upper bound, and its loss lies below"
-        return (f"take a hybrid, which need not choose beforehand: {unknown}; {OWN}", *far)
+        return (f"take a hybrid, which need not choose beforehand: {unknown}", *(far or (OWN,)))
     if challenger.interval[1] < holder.interval[0]:
         return (f"go to masked training, or to a hybrid that ends in it: {told}, the intervals apart", *far)
     if holder.interval[1] < challenger.interval[0]:
         return (f"stay with next-token training: {told}, the intervals apart", *_stop(holder), *far)
-    return (f"take a hybrid, which need not choose beforehand: {told}, {abs(lead):.3f} apart within error; {OWN}", *far)
+    within = f"{told}, {abs(lead):.3f} apart within error"
+    return (f"take a hybrid, which need not choose beforehand: {within}", *(far or (OWN,)))
 
 
 def _caution(*sides: Expected) -> tuple[str, ...]:
     far = [side.family for side in sides if side.extrapolation]
-    return (f"this rests on extrapolation ({' and '.join(far)}); {OWN}",) if far else ()
+    return (f"this rests on extrapolation ({' and '.join(far)})", OWN) if far else ()
 
 
 def _by_critical(holder: Expected, challenger: Expected, critical: Critical) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from crossover.control.critical import critical_compute_flops
 from crossover.errors import RunError
 from crossover.evidence.planning.spending import Spending
 from crossover.evidence.scaling.book import load_laws, published_laws
@@ -19,7 +20,6 @@ from crossover.evidence.scaling.critical import critical_compute
 from crossover.evidence.scaling.fit import FittedLaw
 from crossover.evidence.scaling.frontier import frontier
 from crossover.evidence.scaling.laws import Floats
-from crossover.evidence.scaling.published import published_critical_flops
 
 Interval = tuple[float, float]
 AUTOREGRESSIVE, MASKED, HYBRID = "autoregressive", "masked", "hybrid"
@@ -320,7 +320,7 @@ def _critical(book: Book, unique_tokens: int, budget_flops: float) -> Critical:
             f"published formula (arXiv 2507.15857), fitted to 25M to 100M unique tokens{far} and to next-token "
             "training without strong regularisation: an order of magnitude at best"
         )
-        return Critical(published_critical_flops(unique_tokens), None, "published", budget_flops, told)
+        return Critical(critical_compute_flops(unique_tokens), None, "published", budget_flops, told)
     found = critical_compute(holder, challenger, unique_tokens)
     told = f"{book.source}: {found.told}{_bound_told(holder, challenger)}"
     return Critical(found.flops, found.interval, found.status, budget_flops, told, found.searched)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from crossover.control.asking import unreachable_change
 from crossover.evidence.planning.fit import Fit, slices_of
 from crossover.evidence.planning.machines import Machine
 from crossover.evidence.planning.memory import GIB, MARGIN, Demand
@@ -77,14 +78,9 @@ def _budget(recipe: Recipe, text: TextFacts, spending: Spending) -> list[str]:
             f"training.learning_rate.warmup_tokens: {warmup:,} is no shorter than the run of {spending.tokens:,.0f} "
             f"tokens, so the peak is never reached; lower it to {int(spending.tokens / 20):,}, or raise the budget"
         )
-    wants = recipe.controller.first_change_epochs
-    reached = spending.tokens_under(_cheapest(recipe, spending)) * training.learning_rate.decay_from / text.train_tokens
-    if wants > 0 and wants >= reached:
-        found.append(
-            f"controller: the mix should change at {wants:g} epochs, but the budget buys at most {reached:.3g} before "
-            "the learning rate decays and the mix is frozen; change it earlier, or raise the budget"
-        )
-    return found
+    wants, most = recipe.controller.first_change_epochs, spending.tokens_under(_cheapest(recipe, spending))
+    unreachable = unreachable_change(wants, most, training.learning_rate.decay_from, text.train_tokens)
+    return [*found, unreachable] if unreachable else found
 
 
 def _cheapest(recipe: Recipe, spending: Spending) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from crossover.control.asking import DECISIONS_PER_EPOCH
 from crossover.errors import RecipeError
 from crossover.evidence.planning.text import TextFacts
 from crossover.model.shapes import Shape, Workload, active_parameters, training_flops
@@ -16,8 +17,8 @@ from crossover.registry import component_of
 
 # Next-token training, masked, and a block of this many tokens are always priced beside what the recipe uses.
 BLOCK = 16
-# A run asks its controller so often; a long one is folded in at most so many stretches here.
-DECISIONS_PER_EPOCH, MOST_STRETCHES = 16, 2000
+# A long run is folded in at most so many stretches.
+MOST_STRETCHES = 2000
 
 
 @dataclass(frozen=True)

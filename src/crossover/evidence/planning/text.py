@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossover.data.layout import SPECIALS, mask_after, rows_up_to
 from crossover.data.prepare import prepared_folder
 from crossover.data.tokenizer import Tokenizer
 from crossover.errors import DataError, RecipeError
 from crossover.evidence.files import read_json
 from crossover.recipe import Recipe
-
-# A trained vocabulary: text pieces, BOS and EOS, unused ones up to a multiple of 16, the mask, rows to one of 64.
-SPECIALS, ALIGNED, ROWS = 2, 16, 64
 
 
 @dataclass(frozen=True)
@@ -91,5 +89,5 @@ def _vocabulary(tokenizer: Any) -> tuple[int, int]:
     if name not in ("bpe", "bytes"):
         raise RecipeError(f"data.tokenizer: only preparation shows the size of '{name}'; run `crossover prepare` first")
     pieces = tokenizer.vocabulary if name == "bpe" else 256
-    mask = -(-(pieces + SPECIALS) // ALIGNED) * ALIGNED
-    return -(-(mask + 1) // ROWS) * ROWS, mask
+    mask = mask_after(pieces + SPECIALS)
+    return rows_up_to(mask), mask

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from crossover.control.critical import PUBLISHED_EXPONENT
 from crossover.errors import RunError
 from crossover.evidence.scaling.bootstrap import CONFIDENCE, Interval, quantiles
 from crossover.evidence.scaling.design import distinct
@@ -18,8 +19,6 @@ from crossover.evidence.scaling.fit import FittedLaw
 from crossover.evidence.scaling.frontier import FIRST_SHARE, STEPS_A_DECADE, frontier_log_losses, sizes
 from crossover.evidence.scaling.laws import FLOPS_PER_PARAMETER_TOKEN, Constants, Floats
 
-# The exponent of Prabhudesai et al. (arXiv 2507.15857).
-PUBLISHED_EXPONENT = 2.174
 # A lead below this share of the loss is rounding.
 SMALLEST_LEAD = 1e-9
 # An exponent from fewer texts, or from texts within a smaller factor, is noted as such.

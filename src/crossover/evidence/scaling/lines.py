@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from crossover.evidence.scaling.critical import PUBLISHED_EXPONENT, CriticalCompute, CriticalExponent
+from crossover.control.critical import PUBLISHED_EXPONENT
+from crossover.evidence.scaling.critical import CriticalCompute, CriticalExponent
 from crossover.evidence.scaling.design import distinct
 from crossover.evidence.scaling.findings import Findings, counted
 from crossover.evidence.scaling.fit import FittedLaw, Ratio

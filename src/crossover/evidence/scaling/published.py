@@ -17,26 +17,9 @@ REUSE = {
     "autoregressive": {"data_reuse": 31.19, "size_reuse": 55.16},
     "masked": {"data_reuse": 493.89, "size_reuse": 1265.65},
 }
-# Critical compute of the same paper: C_crit(U) = 2.12 10^1.956 U^2.174 FLOPs.
-CRITICAL_COEFFICIENT, CRITICAL_EXPONENT = 2.12 * 10**1.956, 2.174
 # A run counts as overfitted when one that is no larger and no longer, on the same text, ends this share below it.
 OVERFITTED = 0.01
 DRAWS = 200
-
-
-def published_critical_flops(unique_tokens: float) -> float:
-    """Give the compute from which masked training is published to beat next-token training.
-
-    C_crit(U) = 2.12 10^1.956 U^2.174 (Prabhudesai et al., arXiv 2507.15857), fitted to texts of 25M to 100M tokens. An
-    order of magnitude at best: no interval is stated, and runs of others cross a factor of ten below it.
-
-    Args:
-        unique_tokens: U.
-
-    Returns:
-        FLOPs.
-    """
-    return float(CRITICAL_COEFFICIENT * unique_tokens**CRITICAL_EXPONENT)
 
 
 def published_points() -> tuple[Point, ...]:

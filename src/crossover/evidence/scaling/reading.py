@@ -15,7 +15,7 @@ from crossover.evidence.definition import TAKEN
 from crossover.evidence.display import mix_text
 from crossover.evidence.files import plain
 from crossover.evidence.match import controller_name
-from crossover.evidence.run import RunRecord, read_run
+from crossover.evidence.record import RunRecord, read_run
 from crossover.evidence.scaling.laws import Point
 from crossover.evidence.scaling.table import read_point_table
 from crossover.trees import fingerprint, without_views

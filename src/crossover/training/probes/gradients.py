@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossover.model.sharding import ALONE, World, local
 from crossover.objectives.block import Block
 from crossover.objectives.windows import Objective
 from crossover.registry import component_of
@@ -80,7 +81,7 @@ class GradientProbe:
             rng = stream(self.bench.stepper.seed, "probe control", step)
             tokens_BT = draw_windows(self.bench.control_U, self.control_windows, self.bench.context, rng)
             control = self._gradient(objective, tokens_BT, ("probe control masks", step))
-            control_norm2 = precondition(control, self._parameters, self.bench.stepper.optimizers)
+            control_norm2 = self._precondition(control)
             measured = self._parts(step, control)
         return {
             "gear": self.gear,
@@ -103,8 +104,8 @@ class GradientProbe:
         for part in range(PARTS):
             mine_BT = tokens_BT[part * size : (part + 1) * size]
             gradient = self._gradient(objective, mine_BT, ("probe masks", step, part))
-            norm2_M.append(inner(gradient, gradient))
-            along_M.append(inner(control, gradient))
+            norm2_M.append(self._inner(gradient, gradient))
+            along_M.append(self._inner(control, gradient))
             if part:
                 add(total, gradient, 1.0)
                 continue
@@ -112,15 +113,15 @@ class GradientProbe:
             if self.has_masks:
                 other = self._gradient(objective, mine_BT, ("probe masks", step, PARTS))
                 add(other, total, -1.0)
-                half_distance2 = 0.5 * inner(other, other)
-        mean_norm2 = inner(total, total) / PARTS**2
+                half_distance2 = 0.5 * self._inner(other, other)
+        mean_norm2 = self._inner(total, total) / PARTS**2
         for value in total:
             value.div_(PARTS)
         return {
             "norm2_M": norm2_M,
             "mean_norm2": mean_norm2,
             # How long the optimizer would find this gradient: a step's length is its choice, not the loss's scale.
-            "own_norm2": precondition(total, self._parameters, self.bench.stepper.optimizers),
+            "own_norm2": self._precondition(total),
             "along_M": along_M,
             "mask_half_distance2": half_distance2,
         }
@@ -148,22 +149,42 @@ class GradientProbe:
     def _gradient(self, objective: Objective, tokens_BT: Ints, address: tuple[Any, ...]) -> list[Tensor]:
         """Compute the gradient of the mean loss per data token, slice by slice as a step does."""
         name, *counters = address
-        slice_windows = self.bench.loader.windows_per_slice
-        for start in range(0, len(tokens_BT), slice_windows):
+        slice_windows, world = self.bench.loader.windows_per_slice, self.bench.model.world
+        starts = list(range(0, len(tokens_BT), slice_windows))
+        for first in range(0, len(starts), world.size):
+            together = starts[first : first + world.size]
+            start = together[min(world.rank, len(together) - 1)]
             rng = stream(self.bench.stepper.seed, name, *counters, start)
             example = objective.corrupt(tokens_BT[start : start + slice_windows], rng, self.bench.vocabulary)
-            self.bench.eager_stepper.loss(example, float(tokens_BT.size)).backward()
+            # Processes for which there is no slice left keep the others company.
+            counts = world.rank < len(together)
+            (self.bench.eager_stepper.loss(example, float(tokens_BT.size)) * float(counts)).backward()
         found = []
         for parameter in self._parameters:
-            found.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            found.append(local(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad))
             parameter.grad = None
         return found
 
+    def _inner(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+        return inner(first, second, self.bench.model.world)
 
-def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Give the inner product of two gradients; each tensor's in float32, their sum in double precision."""
+    def _precondition(self, gradient: Sequence[Tensor]) -> float:
+        return precondition(gradient, self._parameters, self.bench.stepper.optimizers, self.bench.model.world)
+
+
+def inner(first: Sequence[Tensor], second: Sequence[Tensor], world: World = ALONE) -> float:
+    """Give the inner product of two gradients; each tensor's in float32, their sum in double precision.
+
+    Args:
+        first: A tensor per parameter, or this process's part of it.
+        second: Another.
+        world: The processes that hold the other parts.
+
+    Returns:
+        The product of the whole gradients.
+    """
     products = [torch.dot(a.flatten(), b.flatten()) for a, b in zip(first, second, strict=True)]
-    return float(torch.stack(products).double().sum())
+    return float(world.add_up_parts(torch.stack(products).double().sum()))
 
 
 @torch.no_grad()
@@ -175,7 +196,10 @@ def add(total: Sequence[Tensor], other: Sequence[Tensor], factor: float) -> None
 
 @torch.no_grad()
 def precondition(
-    gradient: Sequence[Tensor], parameters: Sequence[Tensor], optimizers: Sequence[torch.optim.Optimizer]
+    gradient: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    world: World = ALONE,
 ) -> float:
     """Measure a gradient as the optimizer does, in place: g becomes P g, whose product with another is <g, .>_P.
 
@@ -187,9 +211,10 @@ def precondition(
     any state, before the first step, P = 1.
 
     Args:
-        gradient: A tensor per parameter, overwritten.
+        gradient: A tensor per parameter, or this process's part of it, overwritten.
         parameters: The parameters.
         optimizers: Those of the run.
+        world: The processes that hold the other parts.
 
     Returns:
         <g, g>_P.
@@ -203,17 +228,19 @@ def precondition(
     products = []
     for parameter, value in zip(parameters, gradient, strict=True):
         state, group = groups.get(parameter, ({}, {}))
-        scaled = value / _scale(value, state.get(parameter, {}), group)
+        scaled = value / _scale(value, state.get(parameter, {}), group, world)
         products.append(torch.dot(scaled.flatten(), value.flatten()))
         value.copy_(scaled)
-    return float(torch.stack(products).double().sum())
+    return float(world.add_up_parts(torch.stack(products).double().sum()))
 
 
-def _scale(value: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | float:
+def _scale(value: Tensor, state: Mapping[str, Any], group: Mapping[str, Any], world: World) -> Tensor | float:
     if "exp_avg_sq" in state and float(state["step"]) >= 1:
         decay = group["betas"][1]
-        corrected = state["exp_avg_sq"] / (1 - decay ** float(state["step"]))
+        corrected = local(state["exp_avg_sq"]) / (1 - decay ** float(state["step"]))
         return (decay * corrected + (1 - decay) * value.square()).sqrt() + group["eps"]
     if "momentum_buffer" in state:
-        return (state["momentum_buffer"].square().mean().sqrt() + group["eps"]) / MUON_RMS
+        momentum = state["momentum_buffer"]
+        mean = world.add_up_parts(local(momentum).square().sum()) / momentum.numel()
+        return (mean.sqrt() + group["eps"]) / MUON_RMS
     return 1.0

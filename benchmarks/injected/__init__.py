@@ -1,0 +1,1 @@
+"""Faults that are injected into real runs, for `benchmarks/chaos.py` and the tests of faults."""
