@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,35 @@ from crossover.evidence.logrank import logrank_sentence, stratified_logrank
 
 
 def write_crossings(studies: Mapping[str, Path]) -> None:
-    """Write the page of the crossings by size of text and model; a setting is called TEXT-MODEL, such as 10k-small."""
-    found = crossings_of(list(studies.values()))
-    rows = [
-        _crossing_row(name, folder, setting)
-        for (name, folder), setting in zip(studies.items(), found.settings, strict=True)
-    ]
+    """Write the page of the crossings by size of text and model.
+
+    Args:
+        studies: Study folders by setting, which is called TEXT-MODEL, such as 10k-small; a setting of the page that is
+            not among them stays as it was, so that one can be added without the runs of the others.
+    """
+    found = crossings_of(list(studies.values())).settings
+    rows = {row["setting"]: row for row in _written_before()}
+    for (name, folder), setting in zip(studies.items(), found, strict=True):
+        rows[name] = _crossing_row(name, folder, setting)
+    ordered = sorted(rows.values(), key=lambda row: (row["unique_tokens"], row["parameters"]))
     head = ("setting", "parameters", "followed", "same epoch: epochs", "same epoch: tokens", "each seed: epochs",
             "best so far, FLOPs")  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    lines += [f"| {' | '.join(row['cells'])} |" for row in rows]
+    lines = [
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+        *(f"| {' | '.join(_cells(row))} |" for row in ordered),
+    ]
     fill("crossings.md", "table", "\n".join(lines))
-    losses = {name: _decayed_losses(folder) for name, folder in studies.items()}
-    fill("crossings.md", "losses", _losses_table(losses))
-    passages = {name: _at_epochs(one).passages for name, one in zip(studies, found.settings, strict=True)}
-    tests = list(_crossing_tests(passages, {row["setting"]: row["unique_tokens"] for row in rows}))
+    fill("crossings.md", "losses", _losses_table({row["setting"]: row["dev_bits_per_byte"] for row in ordered}))
+    tests = list(_crossing_tests(ordered))
     fill("crossings.md", "tests", "\n".join(f"- {what}: {told}." for what, told in tests))
-    kept = [{key: row[key] for key in row if key != "cells"} for row in rows]
-    keep("crossings.json", {"settings": kept, "tests": dict(tests), "dev_bits_per_byte": losses})
-    draw_crossings(rows)
+    keep("crossings.json", {"settings": ordered, "tests": dict(tests)})
+    draw_crossings(ordered)
+
+
+def _written_before() -> list[dict[str, Any]]:
+    path = PAGES / "crossings.json"
+    return json.loads(path.read_text("utf-8"))["settings"] if path.exists() else []
 
 
 def _decayed_losses(folder: Path) -> dict[str, dict[str, float]]:
@@ -69,47 +78,55 @@ def _at_epochs(setting: Any) -> Any:
 def _crossing_row(name: str, folder: Path, setting: Any) -> dict[str, Any]:
     manifest = json.loads(next(folder.glob("*/seed-*/manifest.json")).read_text("utf-8"))
     epochs, flops = _at_epochs(setting), next(one for one in setting.crossings if one.axis == "flops")
-    unique_tokens = manifest["train_tokens"]
-    row = {"setting": name, "unique_tokens": unique_tokens, "parameters": manifest["parameters"],
-           "status": epochs.status, "epochs": epochs.root, "interval": epochs.interval, "followed_epochs": epochs.c_max,
-           "seeds": [{"seed": one.seed, "epochs": one.at, "crossed": one.crossed} for one in epochs.passages],
-           "best_so_far": sentence_of(flops), "same_epoch": sentence_of(epochs)}  # fmt: skip
-    each = ", ".join(f"{one.at:.1f}" if one.crossed else f"not by {one.at:.0f}" for one in epochs.passages)
-    cells = (name, f"{row['parameters']:,}", f"{epochs.c_max:.0f}", _passed(epochs, ".1f"),
-             _passed(epochs, ",.0f", unique_tokens), each, _passed(flops, ".2e"))  # fmt: skip
-    return {**row, "cells": cells}
+    return {"setting": name, "unique_tokens": manifest["train_tokens"], "parameters": manifest["parameters"],
+            "status": epochs.status, "epochs": epochs.root, "interval": epochs.interval,
+            "followed_epochs": epochs.c_max,
+            "seeds": [{"seed": one.seed, "epochs": one.at, "crossed": one.crossed} for one in epochs.passages],
+            "flops": {"status": flops.status, "at": flops.root, "interval": flops.interval, "followed": flops.c_max},
+            "best_so_far": sentence_of(flops), "same_epoch": sentence_of(epochs),
+            "dev_bits_per_byte": _decayed_losses(folder)}  # fmt: skip
 
 
-def _passed(one: Any, form: str, unit: float = 1.0) -> str:
-    if one.status == "crossed" and one.interval is not None:
-        low, high = (f"{unit * end:{form}}" for end in one.interval)
-        return f"{unit * one.root:{form}} [{low}, {high}]"
-    return one.status if one.status == "always ahead" else f"not by {unit * one.c_max:{form}}"
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    each = ", ".join(
+        f"{one['epochs']:.1f}" if one["crossed"] else f"not by {one['epochs']:.0f}" for one in row["seeds"]
+    )
+    epochs = {
+        "status": row["status"],
+        "at": row["epochs"],
+        "interval": row["interval"],
+        "followed": row["followed_epochs"],
+    }
+    return (row["setting"], f"{row['parameters']:,}", f"{row['followed_epochs']:.0f}", _passed(epochs, ".1f"),
+            _passed(epochs, ",.0f", row["unique_tokens"]), each, _passed(row["flops"], ".2e"))  # fmt: skip
 
 
-def _crossing_tests(
-    passages: Mapping[str, Sequence[Passage]], unique_tokens: Mapping[str, int]
-) -> Iterator[tuple[str, str]]:
+def _passed(one: Mapping[str, Any], form: str, unit: float = 1.0) -> str:
+    if one["status"] == "crossed" and one["interval"] is not None:
+        low, high = (f"{unit * end:{form}}" for end in one["interval"])
+        return f"{unit * one['at']:{form}} [{low}, {high}]"
+    return one["status"] if one["status"] == "always ahead" else f"not by {unit * one['followed']:{form}}"
+
+
+def _crossing_tests(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Hold sizes against one another at each text, and texts at each size: one test over all pairs of a kind."""
-    by = {tuple(name.rpartition("-")[::2]): name for name in passages}
+    by = {tuple(row["setting"].rpartition("-")[::2]): row for row in rows}
     texts, models = (list(dict.fromkeys(key[part] for key in by)) for part in (0, 1))
     for one, other in combinations(models, 2):
-        shared = [text for text in texts if (text, one) in by and (text, other) in by]
-        pairs = [(passages[by[text, one]], passages[by[text, other]]) for text in shared]
+        pairs = [(_passages(by[text, one]), _passages(by[text, other]))
+                 for text in texts if (text, one) in by and (text, other) in by]  # fmt: skip
         if pairs:
             yield f"epochs, {one} against {other}", logrank_sentence(stratified_logrank(pairs), one, other, "masked")
     for unit, (one, other) in product(("epochs", "tokens"), combinations(texts, 2)):
-        scale = {name: 1.0 if unit == "epochs" else float(count) for name, count in unique_tokens.items()}
-        shared = [model for model in models if (one, model) in by and (other, model) in by]
-        named = [(by[one, model], by[other, model]) for model in shared]
-        pairs = [(_scaled(passages[first], scale[first]), _scaled(passages[second], scale[second]))
-                 for first, second in named]  # fmt: skip
+        pairs = [(_passages(by[one, model], unit), _passages(by[other, model], unit))
+                 for model in models if (one, model) in by and (other, model) in by]  # fmt: skip
         if pairs:
             yield f"{unit}, {one} against {other}", logrank_sentence(stratified_logrank(pairs), one, other, "masked")
 
 
-def _scaled(passages: Sequence[Passage], scale: float) -> list[Passage]:
-    return [replace(one, at=one.at * scale) for one in passages]
+def _passages(row: Mapping[str, Any], unit: str = "epochs") -> list[Passage]:
+    scale = float(row["unique_tokens"]) if unit == "tokens" else 1.0
+    return [Passage(one["seed"], one["epochs"] * scale, one["crossed"]) for one in row["seeds"]]
 
 
 def draw_crossings(rows: Sequence[Mapping[str, Any]]) -> None:
