@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from crossover.errors import RunError
 from crossover.evidence import study as study_module
 from crossover.evidence import workers
 from crossover.evidence.record import read_run
+from crossover.evidence.run import RunFolder
 from crossover.evidence.study import run_study
 from crossover.folders import is_locked
 
@@ -127,6 +129,27 @@ def test_tuning_gives_every_arm_the_same_trials_and_chooses_on_dev(setting: Path
         record = read_run(setting / f"out/{arm}/seed-0")
         assert record.recipe["model"]["residual_dropout"] == 0.2 and record.recipe["budget"]["flops"] == 1e9
         assert read_run(setting / f"out/tune/{arm}/trial-0").recipe["budget"]["flops"] == 5e8
+
+
+def test_what_another_command_began_meanwhile_is_left_to_it(setting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[RunFolder] = []
+
+    def taken(job: workers.Job, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        # While the first run of this command begins, another command begins one whose turn here comes later.
+        if job.name != "prepare" and not others:
+            recipe = yaml.safe_load((setting / "out/recipes/masked-seed-1.yaml").read_text())
+            others.append(RunFolder(setting / "out/masked/seed-1").create(recipe))
+        return begin(job, env)
+
+    begin = workers.start
+    monkeypatch.setattr(workers, "start", taken)
+    said: list[str] = []
+    result = run(setting, "study.jobs=1", said=said)
+    others[0].finish("interrupted")
+    assert "left to the process that trains it: masked/seed-1" in said
+    assert set(result.finished) == {"ar/seed-0", "ar/seed-1", "masked/seed-0"}
+    assert "s-masked-seed-1" not in started(setting) and not any("error" in line for line in said)
+    assert run(setting).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,8 @@ def _work(runs: StudyRuns, stage: str, jobs: int) -> bool:
         workers, told = pack(jobs, len(missing), max(job.threads * job.processes for job in missing))
         runs.notify(told)
         with Overview(runs.folder, [run.name for run in runs.planned(stage)], runs.notify) as overview:
-            if run_jobs(missing, workers=workers, watch=overview.watch, ended=overview.ended).interrupted:
+            fleet = run_jobs(missing, workers=workers, begins=runs.begins, watch=overview.watch, ended=overview.ended)
+            if fleet.interrupted:
                 return False
     runs.settle(stage)
     return True
@@ -230,6 +231,10 @@ class StudyRuns:
         if others:
             self.notify(f"left to the process that trains it: {', '.join(others)}")
         return [job for job in jobs if job.name not in others]
+
+    def begins(self, job: Job) -> bool:
+        """Say whether a run is still to be started, now that its turn has come: another command may have done so."""
+        return self.state(job.name) != "finished" and bool(self.not_under_way([job]))
 
     def settle(self, stage: str) -> None:
         """Do what the end of a stage asks for: choose what tuning found, forget forks whose branches are made."""

@@ -175,6 +175,7 @@ def run_jobs(
     jobs: Sequence[Job],
     *,
     workers: int,
+    begins: Callable[[Job], bool] = lambda job: True,
     watch: Callable[[Fleet], None] = lambda fleet: None,
     ended: Callable[[Job, int], None] = lambda job, code: None,
     poll_seconds: float = 0.2,
@@ -184,6 +185,7 @@ def run_jobs(
     Args:
         jobs: What to run, in this order.
         workers: How many at a time.
+        begins: Asked when a job's turn has come; one that need not begin any more is left out.
         watch: Called at each poll, to show how it goes.
         ended: Called when a job has ended, with its exit code.
         poll_seconds: Time between two looks.
@@ -199,6 +201,8 @@ def run_jobs(
             while (fleet.waiting or fleet.running) and not fleet.interrupted:
                 while fleet.waiting and len(fleet.running) < workers:
                     job = fleet.waiting.pop(0)
+                    if not begins(job):
+                        continue
                     places[job.name] = min(set(range(workers)) - {places[name] for name in fleet.running})
                     env = environment(job.threads, job.processes, dealt[places[job.name]])
                     fleet.running[job.name] = start(job, env)
