@@ -48,10 +48,12 @@ def _curves(folder: Path) -> dict[str, dict[str, list[Curve]]]:
         arm: sorted((found for run in runs if (found := curve(arm, run, headline_mode(runs)[0]))), key=lambda c: c.seed)
         for arm, runs in arms.items()
     }
-    return {
-        "dev": dev,
-        **{name: {arm: list(by_measure[unit].arms[arm]) for arm in arms} for name, unit in units.items()},
-    }
+    task = {name: {arm: list(by_measure[unit].arms[arm]) for arm in arms} for name, unit in units.items()}
+    counts = {f"{arm}, seed {one.seed}": len(one.epochs_E) for arm in arms for one in task["gold"][arm]}
+    if len(set(counts.values())) > 1:
+        told = "; ".join(f"{run}: {count}" for run, count in counts.items())
+        raise SystemExit(f"not all checkpoints of all runs were scored at {TASK} ({told}); `crossover eval` goes on")
+    return {"dev": dev, **task}
 
 
 def _rows(arm: str, curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
