@@ -95,8 +95,9 @@ def test_an_interrupt_stops_the_children_and_the_same_command_goes_on(setting: P
         f"result = s.run_study({str(setting / 's.yaml')!r}, folder={str(setting / 'out')!r})\n"
         "sys.exit(result.exit_code)"
     )
-    # As on a machine with two cores, whatever this one has.
+    # As on a machine with two cores, whatever this one has, and in a terminal, also where ^C is ignored here.
     code = "from crossover.evidence import workers as w; w.cores = lambda: 2\n" + code
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     # Masked runs are scored in more modes: they take longest and start first.
     first = [setting / "out/masked/seed-0", setting / "out/masked/seed-1"]

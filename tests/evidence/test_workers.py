@@ -75,8 +75,8 @@ FLEET = """
 import signal, sys
 from pathlib import Path
 from crossover.evidence.workers import Job, run_jobs
-if sys.argv[2] == "background":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# As in a terminal or in a script's background, wherever these tests themselves run.
+signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[2] == "background" else signal.default_int_handler)
 here = Path(sys.argv[1])
 command = (sys.executable, *(str(here / name) for name in ("saves.py", "began", "saved")))
 job = Job("run", command, here, here / "log", 1)
